@@ -1,0 +1,3 @@
+//! rheostr.
+pub mod nostr;
+pub mod relay;

@@ -1,0 +1,2 @@
+//! Decisions.
+pub mod ports;

@@ -1,0 +1,84 @@
+//! What crosses the edge of a shard's decisions: to the store and back, and between shards.
+//!
+//! Plain values, no channels: the driver carries them. An *origin* is whoever submits events and
+//! wants their verdicts: a shard, or the admin socket.
+
+use bytes::Bytes;
+
+use crate::nostr::{Event, Filter};
+
+/// Index of an origin: shards are `0..shards`, the admin socket comes after them.
+pub type Origin = u16;
+
+/// Position of an event in the store's total order; 0 is before the first.
+pub type Sequence = u64;
+
+/// Whom a verdict goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    /// Who submitted the event.
+    pub origin: Origin,
+    /// The origin's own number for the submission (a connection and its generation, say).
+    pub token: u64,
+}
+
+/// A verified event on its way to the writer.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// The event; its id and signature have been checked.
+    pub event: Event,
+    /// Whom the verdict goes to.
+    pub ticket: Ticket,
+}
+
+/// What the store made of a submission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Durable and visible.
+    Stored,
+    /// The same id was there already.
+    Duplicate,
+    /// A newer version of this replaceable or addressable event is (or was) stored.
+    Superseded,
+    /// Its author, or a gift wrap's recipient, has asked for its deletion (NIP-09).
+    Deleted,
+    /// Its author has asked to vanish (NIP-62).
+    Vanished,
+    /// It has expired (NIP-40).
+    Expired,
+    /// The store failed; nothing of the batch is durable. The text is for the operator.
+    Failed(String),
+}
+
+/// One durable commit, in the store's order. Every shard gets the same batch.
+#[derive(Debug, Default)]
+pub struct CommitBatch {
+    /// The last sequence number in use after this commit.
+    pub last_sequence: Sequence,
+    /// The stored events with their sequence numbers, ascending.
+    pub stored: Vec<(Sequence, Event)>,
+    /// The verdict on every submission of the batch, in order of submission.
+    pub verdicts: Vec<(Ticket, Verdict)>,
+}
+
+/// A stored query: the filters of one REQ.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// At least one; ORed.
+    pub filters: Vec<Filter>,
+    /// The cap on each filter's `limit`, and the limit of a filter without one.
+    pub limit_max: u64,
+}
+
+/// One slice of a stored query's result.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// The last committed sequence number that the first slice saw; the same in every later slice.
+    pub snapshot: Sequence,
+    /// JSON objects, newest first, lowest id first on a tie.
+    pub events: Vec<Bytes>,
+    /// Nothing follows this slice.
+    pub done: bool,
+    /// The query could not go on; the text is for the operator. Implies `done`.
+    pub failed: Option<String>,
+}
