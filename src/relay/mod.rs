@@ -1,2 +1,3 @@
 //! Decisions.
+pub mod limits;
 pub mod ports;

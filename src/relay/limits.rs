@@ -1,0 +1,79 @@
+//! Every bound a client can meet, with its unit in its name. NIP-11 and the printed memory sum are
+//! made from these values, so what is advertised is what is in force.
+
+use serde::{Deserialize, Serialize};
+
+/// The bounds in force. In the config file: `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Open connections over all shards; more are refused with 503. 0 = as many as the process's
+    /// file descriptors allow.
+    pub connections_max: u32,
+    /// Bytes of one WebSocket message; a longer one closes the connection with 1009.
+    pub message_bytes_max: u32,
+    /// Tags of one event.
+    pub event_tags_max: u32,
+    /// Characters of one event's content.
+    pub event_content_chars_max: u32,
+    /// How far back `created_at` may lie, in seconds; 0 = any.
+    pub created_at_age_s_max: u64,
+    /// How far ahead `created_at` may lie, in seconds; 0 = any.
+    pub created_at_ahead_s_max: u64,
+    /// Open subscriptions of one connection.
+    pub subscriptions_max: u32,
+    /// Filters of one REQ.
+    pub filters_max: u32,
+    /// Values over all lists of all filters of one REQ.
+    pub filter_values_max: u32,
+    /// Stored events per filter: caps `limit`, and is the limit of a filter without one.
+    pub filter_limit_max: u32,
+    /// Frames waiting in one connection's subscription stream; a stored scan pauses there.
+    pub outbox_messages_max: u32,
+    /// Bytes waiting in one connection's subscription stream.
+    pub outbox_bytes_max: u32,
+    /// Answers (OK, NOTICE, CLOSED) one connection may have outstanding; a connection without a
+    /// free one is not read.
+    pub replies_max: u32,
+    /// Live events waiting in one subscription behind a full outbox or an unfinished stored query.
+    pub live_queue_events_max: u32,
+    /// How long the oldest of those may wait, in milliseconds.
+    pub live_queue_age_ms_max: u32,
+    /// How long a socket may take no byte while bytes wait for it, in milliseconds.
+    pub write_stall_ms_max: u32,
+    /// How often a quiet connection is pinged, in milliseconds; 0 = never.
+    pub ping_interval_ms: u32,
+    /// How long after a ping a connection may stay silent, in milliseconds.
+    pub pong_wait_ms_max: u32,
+    /// How long a client may take to send its HTTP request, in milliseconds.
+    pub handshake_ms_max: u32,
+    /// How long a closing connection may take to read what is queued for it, in milliseconds.
+    pub drain_ms_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 0,
+            message_bytes_max: 512_000,
+            event_tags_max: 2_000,
+            event_content_chars_max: 262_144,
+            created_at_age_s_max: 0,
+            created_at_ahead_s_max: 900,
+            subscriptions_max: 100,
+            filters_max: 20,
+            filter_values_max: 10_000,
+            filter_limit_max: 5_000,
+            outbox_messages_max: 100,
+            outbox_bytes_max: 1 << 20,
+            replies_max: 512,
+            live_queue_events_max: 10_000,
+            live_queue_age_ms_max: 3_000,
+            write_stall_ms_max: 10_000,
+            ping_interval_ms: 30_000,
+            pong_wait_ms_max: 60_000,
+            handshake_ms_max: 5_000,
+            drain_ms_max: 5_000,
+        }
+    }
+}
