@@ -1,3 +1,4 @@
 //! rheostr.
 pub mod nostr;
 pub mod relay;
+pub mod store;
