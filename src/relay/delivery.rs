@@ -202,21 +202,21 @@ impl Shard {
         }
     }
 
-    /// Takes a slice of a stored query.
-    pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk) {
+    /// Takes a slice of a stored query; whether the query is still wanted.
+    pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk) -> bool {
         let Some(subscription) = self
             .subscriptions
             .get_mut(scan.slot())
             .filter(|subscription| subscription.generation == scan.generation())
         else {
-            return;
+            return false;
         };
         debug_assert_eq!(subscription.stage, Stage::Scanning, "a slice nobody asked for");
         let slot = u32::try_from(scan.slot()).expect("32 bits");
         if chunk.failed.is_some() {
             self.counters.subscriptions_failed += 1;
             self.fail_subscription(slot, "error: the stored events could not be read");
-            return;
+            return false;
         }
         if subscription.snapshot.is_none() {
             subscription.snapshot = Some(chunk.snapshot);
@@ -234,6 +234,7 @@ impl Shard {
         let key = subscription.connection;
         self.wait_turn(slot);
         self.pump(key);
+        true
     }
 
     fn wait_turn(&mut self, slot: u32) {

@@ -33,10 +33,6 @@ impl ConnectionKey {
         let slot = u32::try_from(slot).expect("fewer connections than 2^32");
         Self(u64::from(generation) << 32 | u64::from(slot))
     }
-
-    pub(super) fn generation(self) -> u32 {
-        u32::try_from(self.0 >> 32).expect("32 bits")
-    }
 }
 
 /// See the drawing above.

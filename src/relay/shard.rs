@@ -133,8 +133,10 @@ pub(super) struct Hearing {
     pub(super) heard: u64,
 }
 
-/// Submissions at the writer, and bytes of them, beyond which a shard verifies no further event.
-pub(super) const SUBMISSIONS_MAX: usize = 4096;
+/// Submissions at the writer beyond which a shard verifies no further event.
+pub const SUBMISSIONS_MAX: usize = 4096;
+
+/// Bytes of those submissions beyond which a shard verifies no further event.
 pub(super) const SUBMISSION_BYTES_MAX: usize = 16 << 20;
 
 /// The state machine over all connections of one shard.

@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn value(n: u8) -> TagValue {
-        if n % 2 == 0 { TagValue::Hex(key(n)) } else { TagValue::new(&format!("v{n}")) }
+        if n.is_multiple_of(2) { TagValue::Hex(key(n)) } else { TagValue::new(&format!("v{n}")) }
     }
 
     fn arb_event() -> impl Strategy<Value = Event> {
