@@ -18,13 +18,15 @@ use rustix::net::Shutdown;
 
 use super::backend::Backend;
 use super::bus::{Address, FromShard, FromThread, Mailbox};
-use super::clock::Clock;
+use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::listener;
+use crate::nostr::Event;
 use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Submission, Verdict};
 use crate::relay::{ConnectionKey, Effect, Now, ScanKey, Shard};
 use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
+use crate::wire::batch::Batch;
 
 /// Events verified in one tick: about 160 µs.
 const VERIFY_PER_TICK: usize = 4;
@@ -77,8 +79,11 @@ pub struct ShardLoop<B: Backend> {
     /// Slices the readers had no room for; at most one a subscription.
     slices: RefCell<VecDeque<ReadJob>>,
     pub(super) scratch: RefCell<Vec<u8>>,
-    batches: RefCell<Vec<Box<crate::wire::batch::Batch>>>,
-    clock: Clock,
+    #[expect(
+        clippy::vec_box,
+        reason = "a batch travels boxed; keeping the box saves its allocation"
+    )]
+    batches: RefCell<Vec<Box<Batch>>>,
     store: Store,
     submit: WriterHandle,
     read: ReadersHandle,
@@ -109,7 +114,6 @@ impl<B: Backend> ShardLoop<B> {
             slices: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES]),
             batches: RefCell::default(),
-            clock: Clock::new(),
             store: parts.store,
             submit: parts.submit,
             read: parts.read,
@@ -149,7 +153,7 @@ impl<B: Backend> ShardLoop<B> {
 
     /// Calls into the core, with the time.
     pub(super) fn with<R>(&self, call: impl FnOnce(&mut Shard, Now) -> R) -> R {
-        call(&mut self.core.borrow_mut(), self.clock.now())
+        call(&mut self.core.borrow_mut(), clock::now())
     }
 
     /// Asks for a tick after the tasks that are ready now.
@@ -300,7 +304,7 @@ impl<B: Backend> ShardLoop<B> {
         }
     }
 
-    fn publish(&self, token: u64, event: &crate::nostr::Event) {
+    fn publish(&self, token: u64, event: &Event) {
         let from = u16::try_from(self.number).expect("fewer shards than 2^16");
         for (number, peer) in self.peers.iter().enumerate() {
             if number == self.number {
@@ -344,11 +348,11 @@ impl<B: Backend> ShardLoop<B> {
         }
     }
 
-    pub(super) fn take_batch(&self) -> Box<crate::wire::batch::Batch> {
+    pub(super) fn take_batch(&self) -> Box<Batch> {
         self.batches.borrow_mut().pop().unwrap_or_default()
     }
 
-    pub(super) fn return_batch(&self, mut batch: Box<crate::wire::batch::Batch>) {
+    pub(super) fn return_batch(&self, mut batch: Box<Batch>) {
         let mut batches = self.batches.borrow_mut();
         if batches.len() < BATCHES_KEPT_MAX && batch.held_bytes() <= BATCH_KEPT_BYTES_MAX {
             batch.clear();
