@@ -1,3 +1,4 @@
 //! rheostr.
+pub mod config;
 pub mod nostr;
 pub mod relay;
