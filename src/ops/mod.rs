@@ -1,0 +1,2 @@
+//! For the operator: metrics.
+pub mod metrics;
