@@ -1,5 +1,71 @@
-//! rheostr.
+//! rheostr: a Nostr relay on pinned shards, with one writer per socket.
+//!
+//! This is the tour. It says what the rooms are, how an EVENT walks through them, and what always
+//! holds.
+//!
+//! # Rooms
+//!
+//! Pure, without a clock, socket, channel, thread or randomness (a test in `tests/` keeps it so):
+//!
+//! - [`wire`]: bytes ⇄ frames. The HTTP request, the WebSocket decoder, the gather batch.
+//! - [`nostr`]: the vocabulary. Events, filters, messages, signatures.
+//! - [`relay`]: decisions. One state machine a shard: `handle_*` in, effects out.
+//!
+//! The shell around it:
+//!
+//! - [`store`]: durable events in LMDB. One writer thread with group commit, a few readers.
+//! - [`driver`]: sockets and time. Shards on pinned threads, the flume bus between them, and the
+//!   backend (io_uring or epoll) behind one small seam.
+//! - [`ops`]: what an operator sees. Metrics, health, the admin socket.
+//! - [`config`] and [`cli`]: how a relay is told what to do.
+//!
+//! # The life of an EVENT
+//!
+//! 1. `driver::connection`: the socket is readable; its bytes go into the shard's one scratch buffer.
+//! 2. [`wire::websocket`]: frames become a text message, unmasked where it lies.
+//! 3. [`nostr::message`], [`nostr::parse`]: text becomes a candidate: shape checked, canonical JSON
+//!    written, id recomputed.
+//! 4. [`relay::policy`]: limits, before the signature is paid for. The candidate waits its turn.
+//! 5. [`nostr::verify`]: a few signatures a tick, one connection after the other.
+//! 6. [`store::Writer`]: what arrives during one commit is the next batch; one transaction, then a
+//!    durable commit.
+//! 7. [`driver::bus`]: the ordered commit batch goes to every shard; a sleeping one is woken.
+//! 8. [`relay::shard`]: the shard that submitted the event answers `OK`; each asks its index
+//!    ([`relay::subscriptions`]) who wants it.
+//! 9. [`relay::outbox`]: the event waits in the stream lane of each subscriber's connection, as a
+//!    reference to one shared JSON text; or, when that is full, in its subscription's own queue.
+//! 10. [`wire::batch`]: at the end of the tick each connection with something to say takes what waits
+//!     into one gather write; small frames are copied, large ones ride along.
+//! 11. `driver::connection`: one write in flight a socket; the next batch gathers behind it.
+//!
+//! An ephemeral event skips 6: it goes from shard to shard over the bus at once, and its `OK` says
+//! whether anybody heard it.
+//!
+//! # What always holds
+//!
+//! - One total order of durable events: the writer's. `OK true` follows the commit.
+//! - An event reaches a subscription once: its stored query covers what was committed up to the
+//!   sequence number its first slice saw, the live stream what came after.
+//! - Every message that will be answered has its reply slot before it is decoded; a connection
+//!   without a free slot is not read. So nothing that is owed can overflow.
+//! - Shards never wait for each other or for the writer; the writer and the readers may wait for a
+//!   shard. So there is no circle to lock up in.
+//! - What a subscriber cannot take in time ends its subscription with a reason; nothing is dropped
+//!   silently, and nobody else waits.
+//! - A socket closes with the last reference to it; every count it took is given back in `Drop`.
+//!
+//! # Where this differs from the design it began with
+//!
+//! - Reads are a poll on the ring and then a plain `recv` into the shard's scratch buffer, on both
+//!   backends: an idle connection owns no buffer, and no read can outlive its task.
+//! - A connection has no standing writer task: one is spawned when something waits and ends when the
+//!   outbox is empty. That is one task instead of two for an idle connection.
+
+pub mod cli;
 pub mod config;
+pub mod driver;
 pub mod nostr;
 pub mod ops;
 pub mod relay;
+pub mod store;
+pub mod wire;

@@ -1,3 +1,21 @@
-//! Decisions.
+//! Decisions: a state machine over one shard's connections, fed by the driver.
+//!
+//! Pure: no clock, socket, channel, thread or randomness; time and seeds come in as arguments, and
+//! what is to be done goes out as effects. The path of an EVENT through here: [`shard`] (inputs and
+//! effects) → `receive` (decode, verify) → [`policy`] → a [`ports::Submission`]; and, once it is
+//! durable, a [`ports::CommitBatch`] → [`subscriptions`] (who wants it) → `delivery` → [`outbox`].
+
+pub mod counters;
+mod delivery;
 pub mod limits;
+pub mod outbox;
+pub mod policy;
 pub mod ports;
+mod receive;
+pub mod session;
+pub mod shard;
+pub mod subscriptions;
+
+pub use limits::Limits;
+pub use session::ConnectionKey;
+pub use shard::{Effect, Now, Pages, Reading, ScanKey, Setup, Shard};

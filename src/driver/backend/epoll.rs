@@ -1,0 +1,81 @@
+//! tokio's current-thread runtime over epoll: for kernels and containers that refuse io_uring.
+//!
+//! Unsafe here: registering a file descriptor, whose owner must keep it open.
+#![allow(unsafe_code)]
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Backend, Socket};
+use crate::wire::batch::Batch;
+
+/// See the module.
+pub struct Epoll;
+
+/// A socket registered with epoll.
+pub struct EpollSocket(AsyncFd<OwnedFd>);
+
+impl Backend for Epoll {
+    const NAME: &'static str = "epoll";
+    type Socket = EpollSocket;
+
+    fn run<F: Future>(main: F) -> io::Result<F::Output> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let local = tokio::task::LocalSet::new();
+        Ok(local.block_on(&runtime, main))
+    }
+
+    fn spawn_local(task: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(task);
+    }
+
+    fn sleep(duration: Duration) -> impl Future<Output = ()> {
+        tokio::time::sleep(duration)
+    }
+
+    fn breathe() -> impl Future<Output = ()> {
+        tokio::task::yield_now()
+    }
+
+    fn socket(fd: OwnedFd) -> io::Result<Self::Socket> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // SAFETY: an `OwnedFd` is open until it is dropped, which `AsyncFd` does after it has
+        // deregistered it; nothing here takes it out.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+        Ok(EpollSocket(registered.map_err(io::Error::from)?))
+    }
+}
+
+impl AsFd for EpollSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Socket for EpollSocket {
+    async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map(|mut guard| guard.retain_ready())
+    }
+
+    fn try_read<R>(&self, mut read: impl FnMut(BorrowedFd<'_>) -> io::Result<R>) -> io::Result<R> {
+        self.0.try_io(Interest::READABLE, |fd| read(fd.as_fd()))
+    }
+
+    async fn send(&self, batch: Box<Batch>) -> (io::Result<usize>, Box<Batch>) {
+        let sent = self.0.async_io(Interest::WRITABLE, |fd| send_now(fd.as_fd(), &batch)).await;
+        (sent, batch)
+    }
+}
+
+/// One `sendmsg(2)`; a peer that is gone is an error, not a signal.
+fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> io::Result<usize> {
+    let slices: Vec<IoSlice<'_>> = batch.unwritten().map(IoSlice::new).collect();
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(sendmsg(fd, &slices, &mut SendAncillaryBuffer::default(), flags)?)
+}

@@ -1,0 +1,86 @@
+//! The seam between the shard loop and the kernel: run, spawn, sleep, wait for a socket, write a batch.
+//!
+//! Reading needs no buffer of its own: a backend says when a socket is readable, and the loop then
+//! reads it without blocking into the shard's one scratch buffer. An idle connection thus owns no
+//! buffer, and no read is ever in flight that a dropped task could leave behind.
+//!
+//! Writing hands the batch over and gets it back: the kernel may hold its memory meanwhile.
+
+pub mod epoll;
+pub mod tokio_uring;
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use crate::wire::batch::Batch;
+
+/// What a shard's thread runs on.
+pub trait Backend: 'static {
+    /// As the ready line and the config name it.
+    const NAME: &'static str;
+
+    /// A socket, listening or connected.
+    type Socket: Socket;
+
+    /// Runs `main` and all it spawns on this thread, until `main` is done.
+    ///
+    /// # Errors
+    /// When the kernel refuses what the backend stands on.
+    fn run<F: Future>(main: F) -> io::Result<F::Output>;
+
+    /// Runs a task beside the caller, on this thread.
+    fn spawn_local(task: impl Future<Output = ()> + 'static);
+
+    /// Ends after `duration`.
+    fn sleep(duration: Duration) -> impl Future<Output = ()>;
+
+    /// Lets what is queued reach the kernel and what is ready come in, then goes on. A task that
+    /// works in slices awaits this between them; waking itself is not enough, because on the ring
+    /// nothing is submitted until the executor has nothing left to run.
+    fn breathe() -> impl Future<Output = ()>;
+
+    /// Takes a nonblocking socket.
+    ///
+    /// # Errors
+    /// When it cannot be registered.
+    fn socket(fd: OwnedFd) -> io::Result<Self::Socket>;
+}
+
+/// A socket under a backend. Dropping the last reference closes it.
+pub trait Socket: AsFd + 'static {
+    /// Ends when there may be something to read or accept, or the socket is shut. Must not be
+    /// dropped before it ends, unless the runtime ends with it.
+    fn readable(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Reads or accepts without blocking. After `WouldBlock`, [`readable`](Self::readable) waits.
+    ///
+    /// # Errors
+    /// What `read` returned.
+    fn try_read<R>(&self, read: impl FnMut(BorrowedFd<'_>) -> io::Result<R>) -> io::Result<R>;
+
+    /// Writes as much of the batch as the socket takes at once, waiting until it takes some. The
+    /// count is for [`Batch::advance`].
+    fn send(&self, batch: Box<Batch>) -> impl Future<Output = (io::Result<usize>, Box<Batch>)>;
+}
+
+/// The backend asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// io_uring where the kernel allows it, else epoll.
+    Auto,
+    /// io_uring or nothing.
+    TokioUring,
+    /// epoll.
+    Epoll,
+}
+
+/// Whether this process may use io_uring: containers often refuse it by seccomp, and
+/// `kernel.io_uring_disabled` does so for everyone.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn probe_io_uring() -> io::Result<()> {
+    io_uring::IoUring::new(4).map(drop)
+}

@@ -1,0 +1,167 @@
+//! One socket: a reader task for its whole life, a writer task while something waits for it.
+//!
+//! Only these two touch the socket. The reader ends when the shard has let the connection go; the
+//! writer when the outbox is empty. The socket closes with the last of the references they and the
+//! shard's table hold, and takes its place in the load count with it.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+
+use super::backend::{Backend, Socket};
+use super::shard_loop::ShardLoop;
+use crate::relay::{ConnectionKey, Reading};
+
+/// A socket and what its tasks share.
+pub struct Connection<B: Backend> {
+    pub(super) key: ConnectionKey,
+    pub(super) socket: B::Socket,
+    pub(super) resume: Resume,
+    pub(super) _load: Load,
+}
+
+impl<B: Backend> Connection<B> {
+    /// Shuts the socket; its reader and writer notice.
+    pub(super) fn shut(&self, how: Shutdown) {
+        // It fails when the peer was faster, which is what is wanted.
+        let _ = shutdown(&self.socket, how);
+    }
+}
+
+/// A connection's place in its shard's load; given back when dropped.
+pub struct Load {
+    loads: Arc<[AtomicUsize]>,
+    shard: usize,
+}
+
+impl Load {
+    /// Takes a place.
+    pub(super) fn take(loads: Arc<[AtomicUsize]>, shard: usize) -> Self {
+        loads[shard].fetch_add(1, Ordering::Relaxed);
+        Self { loads, shard }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.loads[self.shard].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Wakes a reader that waits for credit.
+#[derive(Default)]
+pub struct Resume {
+    ready: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Resume {
+    pub(super) fn notify(&self) {
+        self.ready.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    async fn wait(&self) {
+        poll_fn(|context| {
+            if self.ready.take() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Reads of one socket before the others have their turn.
+const READS_PER_TURN: usize = 2;
+
+/// Reads until the connection is gone.
+pub(super) async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>) {
+    let key = connection.key;
+    let mut reading = Reading::Ready;
+    while reading != Reading::Gone {
+        if reading == Reading::Paused {
+            connection.resume.wait().await;
+            reading = shard.with(|core, now| core.handle_resumed(key, now));
+            shard.nudge();
+            continue;
+        }
+        let waited = connection.socket.readable().await;
+        reading = shard.with(|core, _| core.reading(key));
+        for _ in 0..READS_PER_TURN {
+            if reading != Reading::Ready {
+                break;
+            }
+            match read_once(&connection, &shard) {
+                Ok(Some(next)) => reading = next,
+                Ok(None) if waited.is_ok() => break,
+                Ok(None) | Err(_) => {
+                    shard.with(|core, now| core.handle_eof(key, now));
+                    shard.nudge();
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Reads once into the shard's scratch buffer and hands it over; `None` when nothing was there.
+fn read_once<B: Backend>(
+    connection: &Connection<B>,
+    shard: &ShardLoop<B>,
+) -> io::Result<Option<Reading>> {
+    let mut scratch = shard.scratch.borrow_mut();
+    let received =
+        connection.socket.try_read(|fd| Ok(recv(fd, &mut scratch[..], RecvFlags::DONTWAIT)?.0));
+    match received {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(count) => {
+            let key = connection.key;
+            let reading =
+                shard.with(|core, now| core.handle_bytes(key, &mut scratch[..count], now));
+            shard.nudge();
+            Ok(Some(reading))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes until the outbox is empty: one batch at a time, each taken when the one before has left.
+pub(super) async fn write<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>) {
+    let key = connection.key;
+    let mut batch = shard.take_batch();
+    while shard.with(|core, now| core.fill(key, &mut batch, now)) {
+        shard.nudge();
+        while batch.left() > 0 {
+            let (sent, returned) = connection.socket.send(batch).await;
+            batch = returned;
+            match sent {
+                Ok(count) if count > 0 => {
+                    batch.advance(count);
+                    shard.with(|core, now| core.handle_progress(key, now));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    shard.with(|core, _| core.handle_broken(key));
+                    shard.nudge();
+                    return;
+                }
+            }
+        }
+        batch.clear();
+        shard.with(|core, now| core.handle_written(key, now));
+    }
+    shard.nudge();
+    shard.return_batch(batch);
+}

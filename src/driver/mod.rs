@@ -1,0 +1,266 @@
+//! Sockets and the clock: the shell around [`crate::relay`].
+//!
+//! Threads: one per shard, pinned. What connects them is in [`bus`]; what a shard's thread runs is in
+//! `shard_loop`; what it runs on is chosen in [`backend`], once, here.
+
+pub mod backend;
+pub mod bus;
+pub mod clock;
+mod connection;
+mod listener;
+mod shard_loop;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+
+use crate::relay::ports::CommitBatch;
+use crate::relay::shard::SUBMISSIONS_MAX;
+use crate::relay::{Limits, Pages, Setup, Shard};
+use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
+use backend::epoll::Epoll;
+use backend::tokio_uring::TokioUring;
+use backend::{Backend, Choice};
+use bus::{Address, FromThread, Mailbox};
+pub use shard_loop::{Observe, SCRATCH_BYTES};
+use shard_loop::{Parts, ShardLoop};
+
+/// Why a relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// io_uring was asked for by name.
+    #[error(
+        "this kernel or container refuses io_uring ({error}); \
+         use --backend epoll, or auto to have it chosen"
+    )]
+    NoIoUring {
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// A shard's thread did not come up.
+    #[error("shard {shard} cannot start: {error}")]
+    Shard {
+        /// Its number.
+        shard: usize,
+        /// What it met.
+        error: io::Error,
+    },
+}
+
+/// The mailboxes of all shards, made before the threads that fill them.
+pub struct Mesh {
+    addresses: Arc<[Address]>,
+    mailboxes: Vec<Mailbox>,
+}
+
+/// Sockets that may be on their way from a fuller shard.
+const HANDOVERS_MAX: usize = 1024;
+
+impl Mesh {
+    /// Mailboxes for `shards` shards, each with room for every message the others may owe it.
+    #[must_use]
+    pub fn new(shards: u16) -> Self {
+        let room = usize::from(shards - 1) * 2 * SUBMISSIONS_MAX + HANDOVERS_MAX;
+        let (addresses, mailboxes): (Vec<_>, _) = (0..shards).map(|_| bus::open(room)).unzip();
+        Self { addresses: addresses.into(), mailboxes }
+    }
+
+    /// Where the writer publishes its commits.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<Box<dyn CommitSink>> {
+        self.addresses.iter().map(|address| Box::new(address.clone()) as _).collect()
+    }
+
+    /// The shards' addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Arc<[Address]> {
+        self.addresses.clone()
+    }
+}
+
+impl CommitSink for Address {
+    fn publish(&self, batch: &Arc<CommitBatch>) {
+        // A shard that has ended needs no commits.
+        let _ = self.send(FromThread::Commit(batch.clone()));
+    }
+}
+
+/// What a relay runs with.
+pub struct Config {
+    /// Where it listens; port 0 is chosen by the kernel.
+    pub listen: SocketAddr,
+    /// What its shards run on.
+    pub backend: Choice,
+    /// Whether signatures are checked.
+    pub verify: bool,
+    /// The bounds in force.
+    pub limits: Arc<Limits>,
+    /// What HTTP requests are answered with.
+    pub pages: Arc<Pages>,
+    /// Connections over all shards.
+    pub connections_max: usize,
+    /// The mailboxes; as many shards run.
+    pub mesh: Mesh,
+    /// Where stored queries begin.
+    pub store: Store,
+    /// The writer's queue; has room for [`SUBMISSIONS_MAX`] a shard.
+    pub submit: WriterHandle,
+    /// The readers' queue.
+    pub read: ReadersHandle,
+    /// One a shard.
+    pub observe: Vec<Observe>,
+}
+
+/// A relay that serves.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What its shards run on.
+    pub backend: &'static str,
+    addresses: Arc<[Address]>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+/// Starts the shards; returns when all of them serve.
+///
+/// # Errors
+/// When the address or the backend cannot be had.
+pub fn start(config: Config) -> Result<Running, StartError> {
+    let backend = match (config.backend, backend::probe_io_uring()) {
+        (Choice::Epoll, _) => Choice::Epoll,
+        (Choice::TokioUring | Choice::Auto, Ok(())) => Choice::TokioUring,
+        (Choice::TokioUring, Err(error)) => return Err(StartError::NoIoUring { error }),
+        (Choice::Auto, Err(error)) => {
+            tracing::warn!(%error, "io_uring is refused here: running on epoll");
+            Choice::Epoll
+        }
+    };
+    match backend {
+        Choice::Epoll => start_on::<Epoll>(config),
+        Choice::TokioUring | Choice::Auto => start_on::<TokioUring>(config),
+    }
+}
+
+fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
+    let Mesh { addresses, mailboxes } = config.mesh;
+    let shards = mailboxes.len();
+    let (sockets, address) = listener::listen(config.listen, shards)
+        .map_err(|error| StartError::Listen { address: config.listen, error })?;
+    let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
+    let cores = cores();
+    let mut threads = Vec::with_capacity(shards);
+    let running =
+        |threads| Running { address, backend: B::NAME, addresses: addresses.clone(), threads };
+    let parts = mailboxes.into_iter().zip(sockets).zip(config.observe).enumerate();
+    for (number, ((mailbox, socket), observe)) in parts {
+        let setup = Setup {
+            origin: u16::try_from(number).expect("fewer shards than 2^16"),
+            shards: u16::try_from(shards).expect("fewer shards than 2^16"),
+            verify: config.verify,
+            limits: config.limits.clone(),
+            pages: config.pages.clone(),
+            hash_seed: RandomState::new().hash_one(number),
+        };
+        let parts = Parts {
+            core: Box::new(move || Shard::new(setup)),
+            number,
+            mailbox,
+            peers: addresses.clone(),
+            loads: loads.clone(),
+            connections_max: config.connections_max,
+            store: config.store.clone(),
+            submit: config.submit.clone(),
+            read: config.read.clone(),
+            observe,
+        };
+        let core = cores.get(number % cores.len().max(1)).copied();
+        match spawn_shard::<B>(parts, socket, core) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                let started = running(threads);
+                started.shutdown();
+                started.join();
+                return Err(StartError::Shard { shard: number, error });
+            }
+        }
+    }
+    Ok(running(threads))
+}
+
+/// Runs one shard on its own thread; returns once it serves.
+fn spawn_shard<B: Backend>(
+    parts: Parts,
+    socket: OwnedFd,
+    core: Option<usize>,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    let (ready, is_ready) = flume::bounded(1);
+    let thread =
+        std::thread::Builder::new().name(format!("shard-{}", parts.number)).spawn(move || {
+            if let Some(core) = core {
+                pin(core);
+            }
+            B::run(ShardLoop::<B>::run(parts, socket, move || {
+                let _ = ready.send(());
+            }))?
+        })?;
+    if is_ready.recv().is_ok() {
+        return Ok(thread);
+    }
+    match thread.join() {
+        Ok(Err(error)) => Err(error),
+        _ => Err(io::Error::other("its thread ended")),
+    }
+}
+
+impl Running {
+    /// Tells every shard to stop: no new connection, what is queued goes out, then 1001.
+    pub fn shutdown(&self) {
+        for address in self.addresses.iter() {
+            // A shard that has ended has stopped.
+            let _ = address.send(FromThread::Shutdown);
+        }
+    }
+
+    /// Waits until every shard has closed its connections.
+    pub fn join(self) {
+        for (number, thread) in self.threads.into_iter().enumerate() {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(number, %error, "shard ended"),
+                Err(_) => tracing::error!(number, "shard panicked"),
+            }
+        }
+    }
+
+    /// Whether a shard's thread has ended although nobody asked.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+}
+
+/// The cores this process may run on.
+fn cores() -> Vec<usize> {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap_or_default();
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect()
+}
+
+fn pin(core: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        tracing::warn!(%error, core, "cannot pin a shard to its core");
+    }
+}

@@ -1,0 +1,358 @@
+//! One shard: its core, its tasks, its tick.
+//!
+//! Owner: one pinned thread. Tasks: a reader per connection, a writer per connection with something to
+//! send, the listener, the timer, and the tick. A reader that brought something nudges the tick, which
+//! runs after the tasks that are ready now: it drains the bus, verifies a bounded number of events and
+//! carries out what the core decided. A connection is flushed once a tick however much was queued for
+//! it, so batching emerges from load and never from a timer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::net::Shutdown;
+
+use super::backend::Backend;
+use super::bus::{Address, FromShard, FromThread, Mailbox};
+use super::clock::Clock;
+use super::connection::{self, Connection, Load, Resume};
+use super::listener;
+use crate::relay::counters::Counters;
+use crate::relay::ports::{Chunk, CommitBatch, Submission, Verdict};
+use crate::relay::{ConnectionKey, Effect, Now, ScanKey, Shard};
+use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
+
+/// Events verified in one tick: about 160 µs.
+const VERIFY_PER_TICK: usize = 4;
+
+/// Messages of threads (commits, slices) taken in one tick.
+const FROM_THREADS_PER_TICK: usize = 8;
+
+/// Messages of other shards taken in one tick.
+const FROM_SHARDS_PER_TICK: usize = 256;
+
+/// Bytes of the one buffer all sockets of a shard are read into.
+pub const SCRATCH_BYTES: usize = 64 << 10;
+
+/// How often deadlines are looked at and counters copied out.
+const TIMER_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Empty batches kept for the next writers, and the most bytes one of them may hold.
+const BATCHES_KEPT_MAX: usize = 64;
+const BATCH_KEPT_BYTES_MAX: usize = 256 << 10;
+
+/// Called with a shard's counters a few times a second.
+pub type Observe = Box<dyn Fn(&Counters) + Send>;
+
+/// What a shard is made of, before its thread runs.
+pub struct Parts {
+    pub(super) core: Box<dyn FnOnce() -> Shard + Send>,
+    pub(super) number: usize,
+    pub(super) mailbox: Mailbox,
+    pub(super) peers: Arc<[Address]>,
+    pub(super) loads: Arc<[AtomicUsize]>,
+    pub(super) connections_max: usize,
+    pub(super) store: Store,
+    pub(super) submit: WriterHandle,
+    pub(super) read: ReadersHandle,
+    pub(super) observe: Observe,
+}
+
+/// See the module.
+pub struct ShardLoop<B: Backend> {
+    core: RefCell<Shard>,
+    pub(super) number: usize,
+    mailbox: Mailbox,
+    pub(super) peers: Arc<[Address]>,
+    pub(super) loads: Arc<[AtomicUsize]>,
+    connections_max: usize,
+    /// By the slot of the core's key.
+    connections: RefCell<Vec<Option<Rc<Connection<B>>>>>,
+    /// Stored queries between two slices.
+    scans: RefCell<BTreeMap<ScanKey, Box<Scan>>>,
+    /// Slices the readers had no room for; at most one a subscription.
+    slices: RefCell<VecDeque<ReadJob>>,
+    pub(super) scratch: RefCell<Vec<u8>>,
+    batches: RefCell<Vec<Box<crate::wire::batch::Batch>>>,
+    clock: Clock,
+    store: Store,
+    submit: WriterHandle,
+    read: ReadersHandle,
+    observe: Observe,
+    pub(super) stopping: Cell<bool>,
+    listener: RefCell<Option<Rc<B::Socket>>>,
+}
+
+impl<B: Backend> ShardLoop<B> {
+    /// Runs a shard until it has been told to stop and every connection is closed.
+    ///
+    /// # Errors
+    /// When the listening socket cannot be registered.
+    pub(super) async fn run(
+        parts: Parts,
+        socket: OwnedFd,
+        ready: impl FnOnce(),
+    ) -> std::io::Result<()> {
+        let shard = Rc::new(Self {
+            core: RefCell::new((parts.core)()),
+            number: parts.number,
+            mailbox: parts.mailbox,
+            peers: parts.peers,
+            loads: parts.loads,
+            connections_max: parts.connections_max,
+            connections: RefCell::default(),
+            scans: RefCell::default(),
+            slices: RefCell::default(),
+            scratch: RefCell::new(vec![0; SCRATCH_BYTES]),
+            batches: RefCell::default(),
+            clock: Clock::new(),
+            store: parts.store,
+            submit: parts.submit,
+            read: parts.read,
+            observe: parts.observe,
+            stopping: Cell::new(false),
+            listener: RefCell::default(),
+        });
+        let socket = Rc::new(B::socket(socket)?);
+        *shard.listener.borrow_mut() = Some(socket.clone());
+        B::spawn_local(listener::accept(socket, shard.clone()));
+        B::spawn_local(shard.clone().keep_time());
+        ready();
+        loop {
+            shard.mailbox.wait().await;
+            while shard.tick() {
+                B::breathe().await;
+            }
+            if shard.core.borrow().is_done() {
+                shard.observe();
+                return Ok(());
+            }
+        }
+    }
+
+    async fn keep_time(self: Rc<Self>) {
+        loop {
+            B::sleep(TIMER_INTERVAL).await;
+            self.with(|core, now| core.handle_timer(now));
+            self.observe();
+            self.nudge();
+        }
+    }
+
+    fn observe(&self) {
+        (self.observe)(&self.core.borrow().counters());
+    }
+
+    /// Calls into the core, with the time.
+    pub(super) fn with<R>(&self, call: impl FnOnce(&mut Shard, Now) -> R) -> R {
+        call(&mut self.core.borrow_mut(), self.clock.now())
+    }
+
+    /// Asks for a tick after the tasks that are ready now.
+    pub(super) fn nudge(&self) {
+        self.mailbox.nudge();
+    }
+
+    /// One tick; whether another should follow at once.
+    fn tick(self: &Rc<Self>) -> bool {
+        for _ in 0..FROM_SHARDS_PER_TICK {
+            match self.mailbox.from_shards() {
+                Some(message) => self.take_from_shard(message),
+                None => break,
+            }
+        }
+        for _ in 0..FROM_THREADS_PER_TICK {
+            match self.mailbox.from_threads() {
+                Some(message) => self.take_from_thread(message),
+                None => break,
+            }
+        }
+        let more = self.with(|core, now| core.verify(VERIFY_PER_TICK, now));
+        self.act();
+        self.ask_for_slices();
+        more || !self.mailbox.is_empty()
+    }
+
+    fn take_from_shard(self: &Rc<Self>, message: FromShard) {
+        match message {
+            FromShard::Ephemeral { from, token, event } => {
+                let count = self.with(|core, now| core.handle_ephemeral(&event, now));
+                let heard = FromShard::Heard { token, count };
+                // A shard that has ended needs no answer.
+                let _ = self.peers[usize::from(from)].send_from_shard(heard);
+            }
+            FromShard::Heard { token, count } => {
+                self.with(|core, _| core.handle_heard(token, count));
+            }
+            FromShard::Accepted(socket, load) => self.adopt(socket, load),
+        }
+    }
+
+    fn take_from_thread(&self, message: FromThread) {
+        match message {
+            FromThread::Commit(batch) => self.with(|core, now| core.handle_commit(&batch, now)),
+            FromThread::Chunk(key, scan, chunk) => {
+                let done = chunk.done;
+                let wanted = self.with(|core, _| core.handle_chunk(key, chunk));
+                if wanted && !done {
+                    self.scans.borrow_mut().insert(key, scan);
+                }
+            }
+            FromThread::Shutdown => {
+                self.stopping.set(true);
+                if let Some(listener) = self.listener.take() {
+                    listener::stop(&*listener);
+                }
+                self.with(|core, now| core.handle_shutdown(now));
+            }
+        }
+    }
+
+    /// Takes a connection in.
+    pub(super) fn adopt(self: &Rc<Self>, socket: OwnedFd, load: Load) {
+        if self.stopping.get() {
+            return;
+        }
+        // It fails only on a socket that is closed already; the reader finds out.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+        let socket = match B::socket(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "cannot register a connection");
+                return;
+            }
+        };
+        let open: usize = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum();
+        let key = self.with(|core, now| core.handle_accept(open <= self.connections_max, now));
+        let connection =
+            Rc::new(Connection { key, socket, resume: Resume::default(), _load: load });
+        let mut connections = self.connections.borrow_mut();
+        if connections.len() <= key.slot() {
+            connections.resize_with(key.slot() + 1, || None);
+        }
+        connections[key.slot()] = Some(connection.clone());
+        B::spawn_local(connection::read(connection, self.clone()));
+        self.nudge();
+    }
+
+    fn connection(&self, key: ConnectionKey) -> Option<Rc<Connection<B>>> {
+        let connections = self.connections.borrow();
+        connections.get(key.slot())?.clone().filter(|connection| connection.key == key)
+    }
+
+    /// Carries out what the core decided.
+    fn act(self: &Rc<Self>) {
+        loop {
+            let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
+            match effect {
+                Effect::Submit(submission) => self.submit(submission),
+                Effect::StartScan(key, query) => match self.store.scan(query) {
+                    Ok(scan) => self.read_slice(key, Box::new(scan)),
+                    Err(error) => self.fail_scan(key, &error),
+                },
+                Effect::ResumeScan(key) => {
+                    if let Some(scan) = self.scans.borrow_mut().remove(&key) {
+                        self.read_slice(key, scan);
+                    }
+                }
+                Effect::CancelScan(key) => drop(self.scans.borrow_mut().remove(&key)),
+                Effect::PublishEphemeral { token, event } => self.publish(token, &event),
+                Effect::Write(key) => {
+                    if let Some(connection) = self.connection(key) {
+                        B::spawn_local(connection::write(connection, self.clone()));
+                    }
+                }
+                Effect::ResumeRead(key) => {
+                    if let Some(connection) = self.connection(key) {
+                        connection.resume.notify();
+                    }
+                }
+                Effect::Finish(key) => {
+                    if let Some(connection) = self.connection(key) {
+                        connection.shut(Shutdown::Write);
+                    }
+                }
+                Effect::Release(key) => self.release(key),
+            }
+        }
+    }
+
+    fn release(&self, key: ConnectionKey) {
+        let connection = self.connection(key);
+        if let Some(connection) = connection {
+            self.connections.borrow_mut()[key.slot()] = None;
+            connection.shut(Shutdown::Both);
+            connection.resume.notify();
+        }
+    }
+
+    /// The writer's queue has room for all that every shard may have there, so it is full only when
+    /// the writer is gone.
+    fn submit(&self, submission: Submission) {
+        if let Err(Submission { ticket, .. }) = self.submit.try_submit(submission) {
+            let verdict = Verdict::Failed("the writer has ended".into());
+            let batch = CommitBatch { verdicts: vec![(ticket, verdict)], ..CommitBatch::default() };
+            self.with(|core, now| core.handle_commit(&batch, now));
+        }
+    }
+
+    fn publish(&self, token: u64, event: &crate::nostr::Event) {
+        let from = u16::try_from(self.number).expect("fewer shards than 2^16");
+        for (number, peer) in self.peers.iter().enumerate() {
+            if number == self.number {
+                continue;
+            }
+            let message = FromShard::Ephemeral { from, token, event: event.clone() };
+            if peer.send_from_shard(message).is_err() {
+                self.with(|core, _| core.handle_heard(token, 0));
+            }
+        }
+    }
+
+    fn fail_scan(&self, key: ScanKey, error: &StoreError) {
+        tracing::error!(%error, "a stored query cannot begin");
+        let failed = Some(error.to_string());
+        let chunk = Chunk { failed, done: true, ..Chunk::default() };
+        self.with(|core, _| core.handle_chunk(key, chunk));
+    }
+
+    fn read_slice(&self, key: ScanKey, scan: Box<Scan>) {
+        let address = self.peers[self.number].clone();
+        let job = ReadJob {
+            scan,
+            deliver: Box::new(move |scan, chunk| {
+                // A shard that has ended reads no slice.
+                let _ = address.send(FromThread::Chunk(key, scan, chunk));
+            }),
+        };
+        self.slices.borrow_mut().push_back(job);
+    }
+
+    /// Hands slices to the readers while they have room; the rest waits for a later tick, which a
+    /// returning slice brings.
+    fn ask_for_slices(&self) {
+        let mut slices = self.slices.borrow_mut();
+        while let Some(job) = slices.pop_front() {
+            if let Err(job) = self.read.try_submit(job) {
+                slices.push_front(job);
+                return;
+            }
+        }
+    }
+
+    pub(super) fn take_batch(&self) -> Box<crate::wire::batch::Batch> {
+        self.batches.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(super) fn return_batch(&self, mut batch: Box<crate::wire::batch::Batch>) {
+        let mut batches = self.batches.borrow_mut();
+        if batches.len() < BATCHES_KEPT_MAX && batch.held_bytes() <= BATCH_KEPT_BYTES_MAX {
+            batch.clear();
+            batches.push(batch);
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The outbound half of a shard: subscriptions from REQ to their end, and how events reach them.
+//!
+//! Two levels stand before a socket: each subscription's own queues (stored events of the last slice,
+//! live events as small references), then the connection's outbox. What finds room in the outbox goes
+//! there at once; the rest waits in its subscription and is moved, in turns, as batches leave.
+//!
+//! No gap and no double between stored and live: the subscription is filed in the index before its
+//! query starts; the query's first slice fixes the last sequence number it covers; live events up to
+//! that number are suppressed and those after it wait for EOSE.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::outbox::Name;
+use super::ports::{Chunk, Query};
+use super::session::{ConnectionKey, LiveEvent, Phase, Stage, Subscription};
+use super::shard::{Effect, Now, ScanKey, Shard};
+use crate::nostr::{Filter, RelayMessage, SubscriptionId};
+
+/// Events one subscription may move to the outbox before the next has its turn.
+const TURN_EVENTS: usize = 16;
+
+impl Shard {
+    /// Opens a subscription, or replaces the one of the same id.
+    pub(super) fn subscribe(
+        &mut self,
+        key: ConnectionKey,
+        id: SubscriptionId,
+        filters: Vec<Filter>,
+    ) {
+        self.unsubscribe(key, &id);
+        let max = self.setup.limits.subscriptions_max as usize;
+        let Some(session) = self.session(key) else { return };
+        if session.subscriptions.len() >= max {
+            let reason = format!("rate-limited: {max} subscriptions are open, the most allowed");
+            return self.refuse_subscription(key, &id, &reason);
+        }
+        self.release_slot(key);
+        self.counters.reqs += 1;
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let entry = self.subscriptions.vacant_entry();
+        let slot = u32::try_from(entry.key()).expect("fewer subscriptions than 2^32");
+        let wants_stored =
+            filters.iter().any(|filter| filter.limit != Some(0) && !filter.is_unsatisfiable());
+        entry.insert(Subscription {
+            connection: key,
+            name: Name::new(id),
+            generation,
+            stage: if wants_stored { Stage::Scanning } else { Stage::Finishing },
+            filters: self.index.insert(slot, &filters),
+            snapshot: None,
+            stored: VecDeque::new(),
+            live: VecDeque::new(),
+            is_waiting: false,
+        });
+        if let Some(session) = self.session(key) {
+            session.subscriptions.push(slot);
+        }
+        if wants_stored {
+            let limit_max = u64::from(self.setup.limits.filter_limit_max);
+            let query = Query { filters, limit_max };
+            self.counters.scans += 1;
+            self.effects.push_back(Effect::StartScan(ScanKey::new(slot, generation), query));
+        } else {
+            self.wait_turn(slot);
+            self.pump(key);
+        }
+    }
+
+    /// Answers a REQ that is not taken. What its id named before ends with it.
+    pub(super) fn refuse_subscription(
+        &mut self,
+        key: ConnectionKey,
+        id: &SubscriptionId,
+        reason: &str,
+    ) {
+        self.unsubscribe(key, id);
+        self.counters.subscriptions_refused += 1;
+        self.reply(key, RelayMessage::Closed { subscription: id, text: reason });
+    }
+
+    /// Ends a subscription at its client's word, its unsent frames with it.
+    pub(super) fn unsubscribe(&mut self, key: ConnectionKey, id: &SubscriptionId) {
+        let Some(session) = self.sessions.get(key.slot()).filter(|s| s.key == key) else { return };
+        let found =
+            session.subscriptions.iter().find(|slot| self.subscriptions[**slot as usize].is(id));
+        if let Some(&slot) = found {
+            self.counters.subscriptions_closed += 1;
+            self.end_subscription(slot);
+        }
+    }
+
+    /// Lets one subscription go: index, stored query, queues, unsent frames.
+    fn end_subscription(&mut self, slot: u32) {
+        let subscription = self.subscriptions.remove(slot as usize);
+        self.index.remove(&subscription.filters);
+        if matches!(subscription.stage, Stage::Scanning | Stage::Paused) {
+            let key = ScanKey::new(slot, subscription.generation);
+            self.counters.scans -= 1;
+            self.effects.push_back(Effect::CancelScan(key));
+        }
+        self.counters.abandoned_live += subscription.live.len() as u64;
+        if let Some(session) = self.session(subscription.connection) {
+            session.subscriptions.retain(|other| *other != slot);
+            if subscription.is_waiting {
+                session.waiting.retain(|other| *other != slot);
+            }
+            let purged = session.outbox.purge(&subscription.name);
+            self.counters.purged_events += purged;
+        }
+    }
+
+    /// Ends every subscription of a connection.
+    pub(super) fn end_subscriptions(&mut self, key: ConnectionKey) {
+        let Some(session) = self.session(key) else { return };
+        for slot in session.subscriptions.clone() {
+            self.end_subscription(slot);
+        }
+    }
+
+    /// The relay stops: subscriptions end but for what already waits in their live queues.
+    pub(super) fn stop_scans(&mut self, key: ConnectionKey) {
+        let Some(session) = self.session(key) else { return };
+        for slot in session.subscriptions.clone() {
+            let subscription = &mut self.subscriptions[slot as usize];
+            if subscription.stage == Stage::Live && !subscription.live.is_empty() {
+                let filters = std::mem::take(&mut subscription.filters);
+                self.index.remove(&filters);
+                continue;
+            }
+            // The frames in the outbox stay: they were queued before the stop.
+            let name = subscription.name.clone();
+            subscription.name = Name::new(name.id().clone());
+            self.end_subscription(slot);
+        }
+    }
+
+    /// Ends a subscription from the relay's side, with a reason.
+    fn fail_subscription(&mut self, slot: u32, text: &str) {
+        let subscription = &self.subscriptions[slot as usize];
+        let (key, name) = (subscription.connection, subscription.name.clone());
+        self.end_subscription(slot);
+        if let Some(session) = self.session(key) {
+            session
+                .outbox
+                .push_stream(&name, RelayMessage::Closed { subscription: name.id(), text });
+            self.ask_write(key);
+        }
+    }
+
+    /// Brings one matched live event to a subscription.
+    pub(super) fn deliver(&mut self, slot: u32, live: &Rc<LiveEvent>) {
+        let limits = &self.setup.limits;
+        let subscription = &mut self.subscriptions[slot as usize];
+        if subscription.covers(live.sequence) {
+            self.counters.suppressed_live += 1;
+            return;
+        }
+        let key = subscription.connection;
+        let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+            return;
+        };
+        let messages_max = limits.outbox_messages_max as usize;
+        let straight = subscription.stage == Stage::Live
+            && subscription.live.is_empty()
+            && session.outbox.has_room(messages_max, limits.outbox_bytes_max as usize);
+        if straight {
+            session.outbox.push_event(&subscription.name, live.event.json());
+            self.counters.delivered_live += 1;
+            self.ask_write(key);
+        } else if subscription.live.len() < limits.live_queue_events_max as usize {
+            subscription.live.push_back(live.clone());
+            if subscription.stage == Stage::Live {
+                self.wait_turn(slot);
+            }
+        } else {
+            self.counters.abandoned_live += 1;
+            self.end_slow(slot);
+        }
+    }
+
+    fn end_slow(&mut self, slot: u32) {
+        self.counters.subscriptions_slow += 1;
+        self.fail_subscription(slot, "error: slow consumer");
+    }
+
+    /// Ends the subscriptions whose oldest live event has waited too long for room.
+    pub(super) fn end_slow_subscriptions(&mut self, now: Now) {
+        let age_max = u64::from(self.setup.limits.live_queue_age_ms_max);
+        let waiting = self.sessions.iter().flat_map(|(_, session)| session.waiting.iter().copied());
+        let slow: Vec<u32> = waiting
+            .filter(|slot| {
+                let subscription = &self.subscriptions[*slot as usize];
+                let oldest = subscription.live.front();
+                subscription.stage == Stage::Live
+                    && oldest.is_some_and(|e| now.ms.saturating_sub(e.received_ms) >= age_max)
+            })
+            .collect();
+        for slot in slow {
+            self.end_slow(slot);
+        }
+    }
+
+    /// Takes a slice of a stored query; whether the query is still wanted.
+    pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk) -> bool {
+        let Some(subscription) = self
+            .subscriptions
+            .get_mut(scan.slot())
+            .filter(|subscription| subscription.generation == scan.generation())
+        else {
+            return false;
+        };
+        debug_assert_eq!(subscription.stage, Stage::Scanning, "a slice nobody asked for");
+        let slot = u32::try_from(scan.slot()).expect("32 bits");
+        if chunk.failed.is_some() {
+            self.counters.subscriptions_failed += 1;
+            self.fail_subscription(slot, "error: the stored events could not be read");
+            return false;
+        }
+        if subscription.snapshot.is_none() {
+            subscription.snapshot = Some(chunk.snapshot);
+            let before = subscription.live.len();
+            let live = std::mem::take(&mut subscription.live);
+            subscription.live =
+                live.into_iter().filter(|event| !subscription.covers(event.sequence)).collect();
+            self.counters.suppressed_live += (before - subscription.live.len()) as u64;
+        }
+        subscription.stored.extend(chunk.events);
+        subscription.stage = if chunk.done { Stage::Finishing } else { Stage::Paused };
+        if chunk.done {
+            self.counters.scans -= 1;
+        }
+        let key = subscription.connection;
+        self.wait_turn(slot);
+        self.pump(key);
+        true
+    }
+
+    fn wait_turn(&mut self, slot: u32) {
+        let subscription = &mut self.subscriptions[slot as usize];
+        if !std::mem::replace(&mut subscription.is_waiting, true)
+            && let Some(session) = self.sessions.get_mut(subscription.connection.slot())
+        {
+            session.waiting.push_back(slot);
+        }
+    }
+
+    /// Moves what waits in a connection's subscriptions into its outbox, while there is room.
+    pub(super) fn pump(&mut self, key: ConnectionKey) {
+        let limits = self.setup.limits.clone();
+        let (messages_max, bytes_max) =
+            (limits.outbox_messages_max as usize, limits.outbox_bytes_max as usize);
+        let mut moved = false;
+        loop {
+            let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+                return;
+            };
+            if !session.outbox.has_room(messages_max, bytes_max) {
+                break;
+            }
+            let Some(slot) = session.waiting.pop_front() else { break };
+            let subscription = &mut self.subscriptions[slot as usize];
+            let mut turn = TURN_EVENTS;
+            let done = loop {
+                if turn == 0 || !session.outbox.has_room(messages_max, bytes_max) {
+                    break false;
+                }
+                turn -= 1;
+                if let Some(json) = subscription.stored.pop_front() {
+                    session.outbox.push_event(&subscription.name, json);
+                    self.counters.delivered_stored += 1;
+                    moved = true;
+                    continue;
+                }
+                match subscription.stage {
+                    Stage::Scanning => break true,
+                    Stage::Paused => {
+                        subscription.stage = Stage::Scanning;
+                        let scan = ScanKey::new(slot, subscription.generation);
+                        self.effects.push_back(Effect::ResumeScan(scan));
+                        break true;
+                    }
+                    Stage::Finishing => {
+                        let name = &subscription.name;
+                        let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
+                        session.outbox.push_stream(name, eose);
+                        subscription.stage = Stage::Live;
+                        subscription.stored = VecDeque::new();
+                        moved = true;
+                    }
+                    Stage::Live => {
+                        let Some(live) = subscription.live.pop_front() else { break true };
+                        session.outbox.push_event(&subscription.name, live.event.json());
+                        self.counters.delivered_live += 1;
+                        moved = true;
+                    }
+                }
+            };
+            if !done {
+                session.waiting.push_back(slot);
+                continue;
+            }
+            subscription.is_waiting = false;
+            subscription.live.shrink_to(4);
+            if session.phase == Phase::Draining {
+                let name = subscription.name.clone();
+                subscription.name = Name::new(name.id().clone());
+                self.end_subscription(slot);
+            }
+        }
+        if moved {
+            self.ask_write(key);
+        }
+    }
+}

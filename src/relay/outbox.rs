@@ -1,0 +1,351 @@
+//! The write queue of one connection: what waits for its socket, in lanes.
+//!
+//! | lane | carries | bound |
+//! |---|---|---|
+//! | control | ping, pong | one of each: a newer one replaces the older |
+//! | replies | OK, NOTICE, CLOSED of a refused REQ | one slot an inbound message, reserved when it is read |
+//! | stream | EVENT, EOSE, CLOSED of a subscription | `outbox_messages_max`, `outbox_bytes_max`; EOSE and CLOSED always fit, there is at most one of each a subscription |
+//! | last | close | one, after all else |
+//!
+//! A batch takes the lanes in this order, so a pong overtakes what waits, though not what is already
+//! on its way. Producers add here and never touch the socket.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::nostr::{RelayMessage, SubscriptionId};
+use crate::wire::batch::Batch;
+use crate::wire::frame::Opcode;
+
+/// A subscription as its frames name it. Two subscriptions of one id are two names, so purging the
+/// old one's frames cannot touch the new one's.
+#[derive(Debug)]
+pub struct Name {
+    id: SubscriptionId,
+    /// `["EVENT",id,`
+    event_prefix: Box<[u8]>,
+}
+
+impl Name {
+    /// The name of a new subscription.
+    #[must_use]
+    pub fn new(id: SubscriptionId) -> Rc<Self> {
+        let event_prefix = [b"[\"EVENT\",", id.json(), b","].concat().into();
+        Rc::new(Self { id, event_prefix })
+    }
+
+    /// The subscription id.
+    #[must_use]
+    pub fn id(&self) -> &SubscriptionId {
+        &self.id
+    }
+}
+
+#[derive(Debug)]
+struct StreamFrame {
+    name: Rc<Name>,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    /// The event's JSON, shared by every subscriber.
+    Event(Bytes),
+    /// A whole message: EOSE or CLOSED.
+    Text(Box<[u8]>),
+}
+
+/// A close frame's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// RFC 6455 §7.4; `None` answers a close without a code.
+    pub code: Option<u16>,
+    /// For people; at most 123 bytes.
+    pub reason: &'static str,
+}
+
+impl Close {
+    fn payload(self) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(2 + self.reason.len());
+        if let Some(code) = self.code {
+            payload.extend_from_slice(&code.to_be_bytes());
+            payload.extend_from_slice(self.reason.as_bytes());
+        }
+        payload
+    }
+}
+
+/// What waits for one socket.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    pong: Option<Box<[u8]>>,
+    ping: bool,
+    raw: Option<Box<[u8]>>,
+    replies: VecDeque<Box<[u8]>>,
+    stream: VecDeque<StreamFrame>,
+    /// Bytes of the stream's payloads.
+    stream_bytes: usize,
+    end: Option<End>,
+}
+
+/// How the bytes for this socket end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// With a close frame.
+    Frame(Close),
+    /// With the last byte of an HTTP response.
+    Response,
+}
+
+/// What [`Outbox::fill`] moved into a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// Replies: their slots are free again.
+    pub replies: u32,
+    /// The close frame, or the last byte of an HTTP response, is in the batch.
+    pub last: bool,
+}
+
+impl Outbox {
+    /// Queues bytes that are no frame: the handshake's response.
+    pub fn push_raw(&mut self, bytes: Vec<u8>) {
+        debug_assert!(self.raw.is_none(), "one HTTP exchange a connection");
+        self.raw = Some(bytes.into());
+    }
+
+    /// Queues a pong; an older one that still waits is dropped (RFC 6455 §5.5.3).
+    pub fn push_pong(&mut self, payload: &[u8]) {
+        self.pong = Some(payload.into());
+    }
+
+    /// Queues a ping, if none waits.
+    pub fn push_ping(&mut self) {
+        self.ping = true;
+    }
+
+    /// Queues the answer to a message whose slot was reserved.
+    pub fn push_reply(&mut self, message: RelayMessage<'_>) {
+        self.replies.push_back(message.to_json().into());
+    }
+
+    /// Whether the stream takes another event.
+    #[must_use]
+    pub fn has_room(&self, messages_max: usize, bytes_max: usize) -> bool {
+        self.stream.len() < messages_max && self.stream_bytes < bytes_max
+    }
+
+    /// Queues an event of a subscription.
+    pub fn push_event(&mut self, name: &Rc<Name>, json: Bytes) {
+        self.stream_bytes += json.len();
+        self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Event(json) });
+    }
+
+    /// Queues EOSE or CLOSED of a subscription.
+    pub fn push_stream(&mut self, name: &Rc<Name>, message: RelayMessage<'_>) {
+        let text: Box<[u8]> = message.to_json().into();
+        self.stream_bytes += text.len();
+        self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Text(text) });
+    }
+
+    /// Drops the frames of a subscription that wait; returns how many events were among them.
+    pub fn purge(&mut self, name: &Rc<Name>) -> u64 {
+        let mut events = 0;
+        let mut bytes = 0;
+        self.stream.retain(|frame| {
+            let keep = !Rc::ptr_eq(&frame.name, name);
+            if !keep {
+                events += u64::from(matches!(frame.body, Body::Event(_)));
+                bytes += frame.body.len();
+            }
+            keep
+        });
+        self.stream_bytes -= bytes;
+        events
+    }
+
+    /// Drops the whole stream; returns how many events were in it.
+    pub fn purge_all(&mut self) -> u64 {
+        let events = self.stream.iter().filter(|f| matches!(f.body, Body::Event(_))).count();
+        self.stream = VecDeque::new();
+        self.stream_bytes = 0;
+        events as u64
+    }
+
+    /// Queues the close frame, which leaves after all else. A second one changes nothing.
+    pub fn push_close(&mut self, close: Close) {
+        self.end.get_or_insert(End::Frame(close));
+    }
+
+    /// Queues an HTTP response, after which nothing follows.
+    pub fn push_response(&mut self, bytes: Vec<u8>) {
+        self.push_raw(bytes);
+        self.end.get_or_insert(End::Response);
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pong.is_none()
+            && !self.ping
+            && self.raw.is_none()
+            && self.replies.is_empty()
+            && self.stream.is_empty()
+            && self.end.is_none()
+    }
+
+    /// Frames in the stream lane.
+    #[must_use]
+    pub fn stream_len(&self) -> usize {
+        self.stream.len()
+    }
+
+    /// Moves what waits into `batch`, as much as it takes.
+    pub fn fill(&mut self, batch: &mut Batch) -> Filled {
+        let mut filled = Filled::default();
+        if let Some(raw) = self.raw.take() {
+            batch.push_raw(&raw);
+        }
+        if let Some(pong) = self.pong.take() {
+            batch.push_small(Opcode::Pong, &pong);
+        }
+        if std::mem::take(&mut self.ping) {
+            batch.push_small(Opcode::Ping, &[]);
+        }
+        while batch.has_room()
+            && let Some(reply) = self.replies.pop_front()
+        {
+            batch.push_small(Opcode::Text, &reply);
+            filled.replies += 1;
+        }
+        while batch.has_room()
+            && let Some(frame) = self.stream.pop_front()
+        {
+            self.stream_bytes -= frame.body.len();
+            match &frame.body {
+                Body::Event(json) => {
+                    batch.push_frame(Opcode::Text, &frame.name.event_prefix, json, b"]");
+                }
+                Body::Text(text) => batch.push_small(Opcode::Text, text),
+            }
+        }
+        self.shrink();
+        if self.replies.is_empty()
+            && self.stream.is_empty()
+            && let Some(end) = self.end.take()
+        {
+            if let End::Frame(close) = end {
+                batch.push_small(Opcode::Close, &close.payload());
+            }
+            filled.last = true;
+        }
+        filled
+    }
+
+    /// An idle connection keeps no queue memory.
+    fn shrink(&mut self) {
+        if self.replies.is_empty() && self.replies.capacity() > QUEUE_KEPT_MAX {
+            self.replies = VecDeque::new();
+        }
+        if self.stream.is_empty() && self.stream.capacity() > QUEUE_KEPT_MAX {
+            self.stream = VecDeque::new();
+        }
+    }
+}
+
+/// An empty queue with room for more than this is given back.
+const QUEUE_KEPT_MAX: usize = 4;
+
+impl Body {
+    fn len(&self) -> usize {
+        match self {
+            Self::Event(json) => json.len(),
+            Self::Text(text) => text.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(batch: &Batch) -> String {
+        let bytes: Vec<u8> = batch.unwritten().flatten().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn order(batch: &Batch, words: &[&str]) -> bool {
+        let text = text(batch);
+        let places: Option<Vec<_>> = words.iter().map(|word| text.find(word)).collect();
+        places.is_some_and(|places| places.is_sorted())
+    }
+
+    #[test]
+    fn control_overtakes_replies_overtake_the_stream_and_close_is_last() {
+        let mut outbox = Outbox::default();
+        let name = Name::new(SubscriptionId::new("s\"1").unwrap());
+        outbox.push_event(&name, Bytes::from_static(b"{\"first\":1}"));
+        outbox.push_stream(&name, RelayMessage::Eose { subscription: name.id(), finished: None });
+        outbox.push_close(Close { code: Some(1001), reason: "bye" });
+        outbox.push_close(Close { code: Some(1002), reason: "late" });
+        outbox.push_reply(RelayMessage::Notice { text: "note" });
+        outbox.push_pong(b"old");
+        outbox.push_pong(b"new");
+        let mut batch = Batch::default();
+        assert_eq!(outbox.fill(&mut batch), Filled { replies: 1, last: true });
+        assert!(outbox.is_empty());
+        let words =
+            ["new", "NOTICE", r#"["EVENT","s\"1",{"first":1}]"#, r#"["EOSE","s\"1"]"#, "bye"];
+        assert!(order(&batch, &words), "{}", text(&batch));
+        assert!(!text(&batch).contains("old") && !text(&batch).contains("late"));
+        assert_eq!(batch.frames(), 5);
+    }
+
+    #[test]
+    fn a_purge_takes_one_subscription_only() {
+        let mut outbox = Outbox::default();
+        let id = || SubscriptionId::new("s").unwrap();
+        let (old, new) = (Name::new(id()), Name::new(id()));
+        outbox.push_event(&old, Bytes::from_static(b"{\"old\":1}"));
+        outbox.push_event(&new, Bytes::from_static(b"{\"new\":1}"));
+        outbox.push_stream(&old, RelayMessage::Eose { subscription: old.id(), finished: None });
+        assert_eq!(outbox.purge(&old), 1);
+        let mut batch = Batch::default();
+        outbox.fill(&mut batch);
+        assert!(text(&batch).contains("new") && !text(&batch).contains("old"));
+        assert_eq!((batch.frames(), outbox.stream_bytes), (1, 0));
+    }
+
+    #[test]
+    fn room_ends_at_the_message_limit_and_at_the_byte_limit() {
+        let mut outbox = Outbox::default();
+        let name = Name::new(SubscriptionId::new("s").unwrap());
+        for n in 0..3 {
+            assert!(outbox.has_room(3, 1000), "{n}");
+            outbox.push_event(&name, Bytes::from(vec![b'x'; 10]));
+        }
+        assert!(!outbox.has_room(3, 1000));
+        assert!(outbox.has_room(4, 31));
+        assert!(!outbox.has_room(4, 30));
+    }
+
+    #[test]
+    fn close_waits_for_what_the_batch_could_not_take() {
+        let mut outbox = Outbox::default();
+        let name = Name::new(SubscriptionId::new("s").unwrap());
+        for _ in 0..40 {
+            outbox.push_event(&name, Bytes::from(vec![b'x'; 8000]));
+        }
+        outbox.push_close(Close { code: Some(1001), reason: "" });
+        let mut batches = 0;
+        loop {
+            let mut batch = Batch::default();
+            batches += 1;
+            if outbox.fill(&mut batch).last {
+                break;
+            }
+        }
+        assert!(batches > 1 && outbox.is_empty());
+    }
+}

@@ -1,0 +1,298 @@
+//! The inbound half of a shard: bytes → request or messages → events to verify → submissions.
+
+use super::outbox::Close;
+use super::policy;
+use super::ports::{Submission, Ticket};
+use super::session::{CloseReason, ConnectionKey, Phase};
+use super::shard::{
+    Effect, Hearing, Now, Pending, Reading, SUBMISSION_BYTES_MAX, SUBMISSIONS_MAX, Shard,
+};
+use crate::nostr::message::{FilterBounds, Refused};
+use crate::nostr::{Candidate, ClientMessage, KindClass, RelayMessage, VerifiedEvent};
+use crate::wire::http::{self, HttpError, Request};
+use crate::wire::websocket::{DecodeError, Item};
+
+impl Shard {
+    /// What the reader of this connection does next.
+    #[must_use]
+    pub fn reading(&mut self, key: ConnectionKey) -> Reading {
+        match self.session(key) {
+            None => Reading::Gone,
+            Some(session) if session.paused => Reading::Paused,
+            Some(_) => Reading::Ready,
+        }
+    }
+
+    /// Takes bytes from a socket; they are rewritten. Returns what the reader does next.
+    pub fn handle_bytes(&mut self, key: ConnectionKey, bytes: &mut [u8], now: Now) -> Reading {
+        let Some(session) = self.session(key) else { return Reading::Gone };
+        session.heard_ms = now.ms;
+        session.pinged_ms = None;
+        match session.phase {
+            Phase::Head => {
+                session.backlog.extend_from_slice(bytes);
+                self.read_head(key, now);
+            }
+            Phase::Open => self.decode(key, bytes, now),
+            Phase::Draining | Phase::Closing { .. } => {}
+        }
+        self.counters.bytes_in += bytes.len() as u64;
+        self.reading(key)
+    }
+
+    /// Goes on with what was received before the reader was paused.
+    pub fn handle_resumed(&mut self, key: ConnectionKey, now: Now) -> Reading {
+        if let Some(session) = self.session(key)
+            && !session.paused
+            && session.phase == Phase::Open
+        {
+            let mut backlog = std::mem::take(&mut session.backlog);
+            self.decode(key, &mut backlog, now);
+        }
+        self.reading(key)
+    }
+
+    fn read_head(&mut self, key: ConnectionKey, now: Now) {
+        let pages = self.setup.pages.clone();
+        let stopping = self.stopping;
+        let Some(session) = self.session(key) else { return };
+        let (request, used) = match http::read_request(&session.backlog, &pages.endpoint) {
+            Ok(None) => return,
+            Ok(Some(parts)) => parts,
+            Err(error) => return self.answer_http(key, error.response(), CloseReason::Http, now),
+        };
+        let answer = |body: &str, kind: &str, with_body: bool| {
+            let mut response = http::respond("200 OK", kind, "", body);
+            if !with_body {
+                response.truncate(response.len() - body.len());
+            }
+            response
+        };
+        let response = match request {
+            Request::WebSocket { .. } if stopping => HttpError::Full.response(),
+            Request::WebSocket { response } => {
+                let mut rest = std::mem::take(&mut session.backlog).split_off(used);
+                session.enter(Phase::Open, now.ms);
+                session.outbox.push_raw(response);
+                self.ask_write(key);
+                return self.decode(key, &mut rest, now);
+            }
+            Request::Document { body } => answer(&pages.document, "application/nostr+json", body),
+            Request::Page { body } => answer(&pages.page, "text/html; charset=utf-8", body),
+            Request::Preflight => http::preflight(),
+        };
+        self.answer_http(key, response, CloseReason::Http, now);
+    }
+
+    fn decode(&mut self, key: ConnectionKey, bytes: &mut [u8], now: Now) {
+        let limits = self.setup.limits.clone();
+        let bounds = FilterBounds {
+            filters_max: limits.filters_max as usize,
+            values_max: limits.filter_values_max as usize,
+        };
+        let mut input = bytes;
+        loop {
+            let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+                return;
+            };
+            if session.phase != Phase::Open {
+                return;
+            }
+            if !session.has_credit(limits.replies_max) {
+                session.backlog = input.to_vec();
+                session.paused = true;
+                self.counters.reads_paused += 1;
+                return;
+            }
+            match session.decoder.next(&mut input) {
+                Ok(None) => return,
+                Ok(Some(Item::Text(text))) => {
+                    self.counters.messages_in += 1;
+                    session.replies_owed += 1;
+                    let message = self.reader.read(text, bounds);
+                    self.handle_message(key, message, now);
+                }
+                Ok(Some(Item::Ping(payload))) => {
+                    session.outbox.push_pong(payload);
+                    self.ask_write(key);
+                }
+                Ok(Some(Item::Pong)) => {}
+                Ok(Some(Item::Binary(_))) => {
+                    let close = Close { code: Some(1003), reason: "only text is spoken here" };
+                    return self.close(key, close, CloseReason::Protocol, now);
+                }
+                Ok(Some(Item::Close(code))) => {
+                    session.outbox.purge_all();
+                    let code = code.map(|_| 1000);
+                    return self.close(key, Close { code, reason: "" }, CloseReason::Client, now);
+                }
+                Err(error) => return self.refuse_frames(key, error, now),
+            }
+        }
+    }
+
+    fn refuse_frames(&mut self, key: ConnectionKey, error: DecodeError, now: Now) {
+        let reason = match error {
+            DecodeError::TooLong => CloseReason::TooLong,
+            _ => CloseReason::Protocol,
+        };
+        let text = match error {
+            DecodeError::Frame(_) => "broken frame",
+            DecodeError::Fragments => "fragments out of order",
+            DecodeError::BadClose => "bad close frame",
+            DecodeError::NotUtf8 => "text is not UTF-8",
+            DecodeError::TooLong => "message too long",
+        };
+        self.close(key, Close { code: Some(error.code()), reason: text }, reason, now);
+    }
+
+    /// Acts on one message; its reply slot is reserved.
+    fn handle_message(
+        &mut self,
+        key: ConnectionKey,
+        message: Result<ClientMessage, Refused>,
+        now: Now,
+    ) {
+        match message {
+            Ok(ClientMessage::Event(candidate)) => self.take_event(key, candidate, now),
+            Ok(ClientMessage::Req { subscription, filters }) => {
+                self.subscribe(key, subscription, filters);
+            }
+            Ok(ClientMessage::Close { subscription }) => {
+                self.unsubscribe(key, &subscription);
+                self.release_slot(key);
+            }
+            Err(refused) => {
+                self.counters.messages_invalid += 1;
+                match refused {
+                    Refused::Event { id, reason } => {
+                        let message = RelayMessage::Ok { id: &id, accepted: false, text: &reason };
+                        self.reply(key, message);
+                    }
+                    Refused::Subscription { subscription, reason } => {
+                        self.refuse_subscription(key, &subscription, &reason);
+                    }
+                    Refused::Message { reason } => {
+                        self.reply(key, RelayMessage::Notice { text: &reason });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The message gets no answer in the reply lane.
+    pub(super) fn release_slot(&mut self, key: ConnectionKey) {
+        if let Some(session) = self.session(key) {
+            session.replies_owed -= 1;
+        }
+    }
+
+    fn take_event(&mut self, key: ConnectionKey, candidate: Candidate, now: Now) {
+        if let Err(text) = policy::judge(&candidate, &self.setup.limits, now.unix_s) {
+            self.counters.events_refused += 1;
+            let id = candidate.event().view().id();
+            return self.reply(key, RelayMessage::Ok { id, accepted: false, text: &text });
+        }
+        let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+            return;
+        };
+        session.verify_bytes += candidate.event().record().len();
+        session.verify.push_back(candidate);
+        if !std::mem::replace(&mut session.in_verify_round, true) {
+            self.verify_round.push_back(key);
+        }
+        self.counters.verify_waiting += 1;
+    }
+
+    /// Verifies up to `events_max` waiting events, one connection after the other, and submits them.
+    /// Returns whether more could be done at once. While the writer holds all it may of this shard's,
+    /// nothing is verified.
+    pub fn verify(&mut self, events_max: usize, now: Now) -> bool {
+        let mut left = events_max;
+        loop {
+            let full =
+                self.pending.len() >= SUBMISSIONS_MAX || self.pending_bytes >= SUBMISSION_BYTES_MAX;
+            if full || self.verify_round.is_empty() {
+                return false;
+            }
+            if left == 0 {
+                return true;
+            }
+            let Some(key) = self.verify_round.pop_front() else { return false };
+            let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+                continue;
+            };
+            session.in_verify_round = false;
+            let Some(candidate) = session.verify.pop_front() else { continue };
+            session.verify_bytes -= candidate.event().record().len();
+            if session.verify.is_empty() {
+                session.verify.shrink_to(8);
+            } else {
+                session.in_verify_round = true;
+                self.verify_round.push_back(key);
+            }
+            self.counters.verify_waiting -= 1;
+            left -= 1;
+            self.verify_one(key, candidate, now);
+            self.resume_if_credit(key, now);
+        }
+    }
+
+    fn verify_one(&mut self, key: ConnectionKey, candidate: Candidate, now: Now) {
+        let id = *candidate.event().view().id();
+        let verified = if self.setup.verify {
+            self.verifier.verify(candidate)
+        } else {
+            Ok(VerifiedEvent::trust(candidate))
+        };
+        match verified {
+            Ok(event) => self.submit(key, event, now),
+            Err(error) => {
+                self.counters.events_bad_signature += 1;
+                let text = format!("invalid: {error}");
+                self.reply(key, RelayMessage::Ok { id: &id, accepted: false, text: &text });
+            }
+        }
+    }
+
+    fn submit(&mut self, key: ConnectionKey, event: VerifiedEvent, now: Now) {
+        let event = event.into_event();
+        let view = event.view();
+        let ephemeral = view.kind().class() == KindClass::Ephemeral;
+        let others = self.setup.shards - 1;
+        let pending = Pending {
+            connection: key,
+            id: *view.id(),
+            bytes: event.record().len(),
+            ephemeral: ephemeral.then_some(Hearing { shards_left: others, heard: 0 }),
+        };
+        self.pending_bytes += pending.bytes;
+        let token = self.pending.insert(pending) as u64;
+        if !ephemeral {
+            let ticket = Ticket { origin: self.setup.origin, token };
+            self.effects.push_back(Effect::Submit(Submission { event, ticket }));
+            return;
+        }
+        let heard = self.handle_ephemeral(&event, now);
+        let slot = usize::try_from(token).expect("a slab index");
+        if let Some(hearing) = &mut self.pending[slot].ephemeral {
+            hearing.heard = heard;
+        }
+        if others == 0 {
+            self.answer_ephemeral(token);
+        } else {
+            self.effects.push_back(Effect::PublishEphemeral { token, event });
+        }
+    }
+
+    /// Lets a paused reader go on once credit is back.
+    pub(super) fn resume_if_credit(&mut self, key: ConnectionKey, now: Now) {
+        let replies_max = self.setup.limits.replies_max;
+        let Some(session) = self.session(key) else { return };
+        if session.may_resume(replies_max) {
+            session.paused = false;
+            session.heard_ms = now.ms;
+            self.effects.push_back(Effect::ResumeRead(key));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! One connection's protocol state: what has been read, what is owed, what is subscribed.
+//!
+//! ```text
+//!  Head ──handshake──▶ Open ──shutdown──▶ Draining ──all owed is sent──▶ Closing ──peer is done──▶ gone
+//!    │                   └──close, broken frame──────────────────────────▶ ▲
+//!    └──HTTP answer, bad request──────────────────────────────────────────┘
+//! ```
+//! From every state an abort (socket error, deadline) leads straight to gone.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::outbox::{Name, Outbox};
+use super::ports::Sequence;
+use crate::nostr::{Candidate, Event, SubscriptionId};
+use crate::wire::websocket::Decoder;
+
+/// Names a connection for its shard: the slot in the low half, a generation in the high half, so a
+/// late answer to a connection that is gone finds nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionKey(pub u64);
+
+impl ConnectionKey {
+    /// The slot, which is reused.
+    #[must_use]
+    pub fn slot(self) -> usize {
+        usize::try_from(self.0 & 0xffff_ffff).expect("32 bits")
+    }
+
+    pub(super) fn new(slot: usize, generation: u32) -> Self {
+        let slot = u32::try_from(slot).expect("fewer connections than 2^32");
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+}
+
+/// See the drawing above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Waiting for the HTTP request.
+    Head,
+    /// WebSocket messages both ways.
+    Open,
+    /// Nothing more is read; answers and queued events still go out, then a close with 1001.
+    Draining,
+    /// The last frame is queued or sent; waiting for the peer to finish.
+    Closing {
+        /// The last byte has left for the socket and its writing side is shut.
+        sent: bool,
+    },
+}
+
+/// Why a connection ended; each is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client closed or vanished.
+    Client,
+    /// One HTTP exchange, done.
+    Http,
+    /// Broken RFC 6455.
+    Protocol,
+    /// A message over the limit.
+    TooLong,
+    /// It took no byte in time.
+    Stalled,
+    /// It answered no ping in time.
+    Silent,
+    /// No request, or no end of closing, in time.
+    Timeout,
+    /// The relay stops.
+    Shutdown,
+    /// No room.
+    Full,
+}
+
+/// One connection.
+pub(super) struct Session {
+    pub(super) key: ConnectionKey,
+    pub(super) phase: Phase,
+    /// Why it is closing, once it is.
+    pub(super) reason: CloseReason,
+    pub(super) decoder: Decoder,
+    /// Received bytes that are not decoded yet: a request head in parts, or what arrived after the
+    /// last credit was used.
+    pub(super) backlog: Vec<u8>,
+    pub(super) outbox: Outbox,
+    /// Slots of its subscriptions.
+    pub(super) subscriptions: Vec<u32>,
+    /// Those with events that wait for room in the outbox, served in turn.
+    pub(super) waiting: VecDeque<u32>,
+    /// Messages read whose answer has not left for the socket.
+    pub(super) replies_owed: u32,
+    /// Events waiting for verification, and their bytes.
+    pub(super) verify: VecDeque<Candidate>,
+    pub(super) verify_bytes: usize,
+    /// Whether it stands in the shard's verification round.
+    pub(super) in_verify_round: bool,
+    /// A batch is with the socket.
+    pub(super) writing: bool,
+    /// The driver has been told that something waits.
+    pub(super) write_asked: bool,
+    /// The reader was told to wait for credit.
+    pub(super) paused: bool,
+    /// The peer sends no more.
+    pub(super) peer_done: bool,
+    /// When the current phase began, in milliseconds.
+    pub(super) phase_ms: u64,
+    /// When the last byte came in, in milliseconds.
+    pub(super) heard_ms: u64,
+    /// When the socket last took bytes, or was first given some, in milliseconds.
+    pub(super) progress_ms: u64,
+    /// When the unanswered ping was sent, in milliseconds.
+    pub(super) pinged_ms: Option<u64>,
+}
+
+impl Session {
+    pub(super) fn new(key: ConnectionKey, message_bytes_max: usize, now_ms: u64) -> Self {
+        Self {
+            key,
+            phase: Phase::Head,
+            reason: CloseReason::Client,
+            decoder: Decoder::new(message_bytes_max),
+            backlog: Vec::new(),
+            outbox: Outbox::default(),
+            subscriptions: Vec::new(),
+            waiting: VecDeque::new(),
+            replies_owed: 0,
+            verify: VecDeque::new(),
+            verify_bytes: 0,
+            in_verify_round: false,
+            writing: false,
+            write_asked: false,
+            paused: false,
+            peer_done: false,
+            phase_ms: now_ms,
+            heard_ms: now_ms,
+            progress_ms: now_ms,
+            pinged_ms: None,
+        }
+    }
+
+    pub(super) fn enter(&mut self, phase: Phase, now_ms: u64) {
+        self.phase = phase;
+        self.phase_ms = now_ms;
+    }
+
+    /// Whether another message may be decoded: a reply slot is free and the events before it have
+    /// not piled up.
+    pub(super) fn has_credit(&self, replies_max: u32) -> bool {
+        self.replies_owed < replies_max && self.verify_bytes < VERIFY_BYTES_MAX
+    }
+
+    /// Whether a paused reader may go on. Half of the credit must be back, so that what has been
+    /// received is not moved about for one message at a time.
+    pub(super) fn may_resume(&self, replies_max: u32) -> bool {
+        self.paused
+            && self.replies_owed <= replies_max / 2
+            && self.verify_bytes <= VERIFY_BYTES_MAX / 2
+    }
+}
+
+/// A connection whose unverified events hold this much is not read.
+pub(super) const VERIFY_BYTES_MAX: usize = 1 << 20;
+
+/// Where a subscription stands between stored and live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// A slice of the stored query is being read.
+    Scanning,
+    /// The slice before has been handed on; the next is asked for when there is room.
+    Paused,
+    /// The last slice has come; EOSE follows its events.
+    Finishing,
+    /// EOSE is queued; live events go straight to the outbox.
+    Live,
+}
+
+/// A live event, shared by the subscriptions of one shard that wait to deliver it.
+pub(super) struct LiveEvent {
+    pub(super) event: Event,
+    /// `None` for an ephemeral event, which no stored query can have served.
+    pub(super) sequence: Option<Sequence>,
+    pub(super) received_ms: u64,
+}
+
+/// One subscription: the first level of the two queues before a socket.
+pub(super) struct Subscription {
+    pub(super) connection: ConnectionKey,
+    pub(super) name: Rc<Name>,
+    /// Tells this subscription's slices from those of an earlier one in the same slot.
+    pub(super) generation: u32,
+    pub(super) stage: Stage,
+    /// Slots in the index.
+    pub(super) filters: Box<[u32]>,
+    /// The last sequence number its stored query covers, once its first slice has come.
+    pub(super) snapshot: Option<Sequence>,
+    /// Stored events of the last slice that found the outbox full.
+    pub(super) stored: VecDeque<Bytes>,
+    /// Live events that wait for EOSE or for room.
+    pub(super) live: VecDeque<Rc<LiveEvent>>,
+    /// Whether it stands in its connection's `waiting`.
+    pub(super) is_waiting: bool,
+}
+
+impl Subscription {
+    pub(super) fn is(&self, id: &SubscriptionId) -> bool {
+        self.name.id() == id
+    }
+
+    /// Whether the stored query has served, or will serve, an event of this sequence number.
+    pub(super) fn covers(&self, sequence: Option<Sequence>) -> bool {
+        matches!((sequence, self.snapshot), (Some(at), Some(snapshot)) if at <= snapshot)
+    }
+}

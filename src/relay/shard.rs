@@ -1,0 +1,551 @@
+//! One shard's decisions, without a socket, clock, channel or thread: inputs through `handle_*`,
+//! outputs through [`Shard::poll_effect`] and [`Shard::fill`].
+//!
+//! Owner: the shard's thread. The driver calls, in this order within a tick: `handle_*` for all that
+//! arrived, [`Shard::verify`] for a bounded number of events, then `poll_effect` until `None`. An
+//! [`Effect::Write`] names each connection with something to send once, however much was queued.
+//!
+//! Invariants: every message that gets an answer reserved its reply slot when it was decoded; a
+//! subscription's matched live events are each delivered, suppressed, or counted as abandoned; a
+//! removed connection leaves nothing in the index.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::counters::Counters;
+use super::limits::Limits;
+use super::outbox::Close;
+use super::ports::{CommitBatch, Origin, Query, Submission, Ticket, Verdict};
+use super::session::{CloseReason, ConnectionKey, LiveEvent, Phase, Session, Subscription};
+use super::subscriptions::SubscriptionIndex;
+use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
+use crate::wire::batch::Batch;
+use crate::wire::http::HttpError;
+
+/// The time, as the driver read it for this tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds of a clock that never goes back.
+    pub ms: u64,
+    /// Seconds since the epoch.
+    pub unix_s: u64,
+}
+
+/// What a shard is told once.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Its number, below `shards`.
+    pub origin: Origin,
+    /// How many shards there are.
+    pub shards: u16,
+    /// Whether signatures are checked.
+    pub verify: bool,
+    /// The bounds in force.
+    pub limits: Arc<Limits>,
+    /// What HTTP requests are answered with.
+    pub pages: Arc<Pages>,
+    /// Seed of the index's hash; secret and random.
+    pub hash_seed: u64,
+}
+
+/// What HTTP requests are answered with.
+#[derive(Clone, Debug, Default)]
+pub struct Pages {
+    /// The one path served, `/` unless the relay's URL has another.
+    pub endpoint: String,
+    /// The NIP-11 document.
+    pub document: String,
+    /// The page for people.
+    pub page: String,
+}
+
+/// Names a stored query: the subscription's slot and generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScanKey(pub u64);
+
+impl ScanKey {
+    pub(super) fn new(slot: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+
+    pub(super) fn slot(self) -> usize {
+        usize::try_from(self.0 & 0xffff_ffff).expect("32 bits")
+    }
+
+    pub(super) fn generation(self) -> u32 {
+        u32::try_from(self.0 >> 32).expect("32 bits")
+    }
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Hand the event to the store's writer.
+    Submit(Submission),
+    /// Begin a stored query and read its first slice.
+    StartScan(ScanKey, Query),
+    /// Read the next slice.
+    ResumeScan(ScanKey),
+    /// Forget the query; a slice on its way is ignored when it comes.
+    CancelScan(ScanKey),
+    /// Hand the event to every other shard; each answers with [`Shard::handle_heard`].
+    PublishEphemeral {
+        /// Comes back with the answers.
+        token: u64,
+        /// The event.
+        event: Event,
+    },
+    /// Something waits for this socket, and no batch is with it.
+    Write(ConnectionKey),
+    /// The reader may decode and read again.
+    ResumeRead(ConnectionKey),
+    /// Shut the socket's writing side.
+    Finish(ConnectionKey),
+    /// The connection is gone: shut the socket both ways and let it go.
+    Release(ConnectionKey),
+}
+
+/// What a reader does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Read the socket.
+    Ready,
+    /// Wait for [`Effect::ResumeRead`].
+    Paused,
+    /// The connection is gone.
+    Gone,
+}
+
+/// A submission whose verdict is awaited.
+pub(super) struct Pending {
+    pub(super) connection: ConnectionKey,
+    pub(super) id: Id,
+    pub(super) bytes: usize,
+    pub(super) ephemeral: Option<Hearing>,
+}
+
+/// The other shards' word on an ephemeral event.
+pub(super) struct Hearing {
+    pub(super) shards_left: u16,
+    pub(super) heard: u64,
+}
+
+/// Submissions at the writer beyond which a shard verifies no further event.
+pub const SUBMISSIONS_MAX: usize = 4096;
+
+/// Bytes of those submissions beyond which a shard verifies no further event.
+pub(super) const SUBMISSION_BYTES_MAX: usize = 16 << 20;
+
+/// The state machine over all connections of one shard.
+pub struct Shard {
+    pub(super) setup: Setup,
+    pub(super) sessions: Slab<Session>,
+    pub(super) subscriptions: Slab<Subscription>,
+    pub(super) index: SubscriptionIndex,
+    pub(super) pending: Slab<Pending>,
+    pub(super) pending_bytes: usize,
+    /// Connections with events to verify, served in turn.
+    pub(super) verify_round: VecDeque<ConnectionKey>,
+    pub(super) effects: VecDeque<Effect>,
+    pub(super) reader: MessageReader,
+    pub(super) verifier: Verifier,
+    pub(super) counters: Counters,
+    pub(super) generation: u32,
+    pub(super) stopping: bool,
+    /// Scratch of one match.
+    pub(super) matched: Vec<u32>,
+}
+
+impl Shard {
+    /// A shard with no connection.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            index: SubscriptionIndex::new(setup.hash_seed),
+            setup,
+            sessions: Slab::new(),
+            subscriptions: Slab::new(),
+            pending: Slab::new(),
+            pending_bytes: 0,
+            verify_round: VecDeque::new(),
+            effects: VecDeque::new(),
+            reader: MessageReader::default(),
+            verifier: Verifier::default(),
+            counters: Counters::default(),
+            generation: 0,
+            stopping: false,
+            matched: Vec::new(),
+        }
+    }
+
+    /// What has been counted, gauges included.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.counters;
+        counters.connections = self.sessions.len() as u64;
+        counters.subscriptions = self.subscriptions.len() as u64;
+        counters.submissions_waiting = self.pending.len() as u64;
+        counters
+    }
+
+    /// The next thing to do, in the order it was decided.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        let effect = self.effects.pop_front()?;
+        if let Effect::Write(key) = effect
+            && let Some(session) = self.session(key)
+        {
+            session.write_asked = false;
+        }
+        Some(effect)
+    }
+
+    /// Takes a connection in. With `room` false it is told so and closed.
+    pub fn handle_accept(&mut self, room: bool, now: Now) -> ConnectionKey {
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.sessions.vacant_entry();
+        let key = ConnectionKey::new(entry.key(), self.generation);
+        let message_bytes_max = self.setup.limits.message_bytes_max as usize;
+        entry.insert(Session::new(key, message_bytes_max, now.ms));
+        self.counters.accepted += 1;
+        if !room {
+            self.answer_http(key, HttpError::Full.response(), CloseReason::Full, now);
+        }
+        key
+    }
+
+    /// Notes that the peer sends no more, or that reading failed.
+    pub fn handle_eof(&mut self, key: ConnectionKey, now: Now) {
+        let Some(session) = self.session(key) else { return };
+        session.peer_done = true;
+        let owes = session.writing || !session.outbox.is_empty();
+        match session.phase {
+            Phase::Closing { sent: false } if owes => session.phase_ms = now.ms,
+            _ => self.remove(key),
+        }
+    }
+
+    /// Notes that the socket failed: the connection is gone.
+    pub fn handle_broken(&mut self, key: ConnectionKey) {
+        self.remove(key);
+    }
+
+    /// Moves what waits for a socket into an empty `batch`; `false` when nothing does. While a batch
+    /// is out, nobody else may fill one: one write in flight per socket.
+    pub fn fill(&mut self, key: ConnectionKey, batch: &mut Batch, now: Now) -> bool {
+        let Some(session) = self.session(key) else { return false };
+        if session.writing || session.outbox.is_empty() {
+            return false;
+        }
+        let filled = session.outbox.fill(batch);
+        session.writing = true;
+        session.progress_ms = now.ms;
+        session.replies_owed -= filled.replies;
+        if filled.last {
+            session.enter(Phase::Closing { sent: true }, now.ms);
+        }
+        self.counters.frames_out += u64::from(batch.frames());
+        self.counters.batches_out += 1;
+        self.counters.bytes_out += batch.left() as u64;
+        self.pump(key);
+        self.resume_if_credit(key, now);
+        true
+    }
+
+    /// Notes that the socket took some of the batch.
+    pub fn handle_progress(&mut self, key: ConnectionKey, now: Now) {
+        if let Some(session) = self.session(key) {
+            session.progress_ms = now.ms;
+        }
+    }
+
+    /// Notes that the socket took the whole batch.
+    pub fn handle_written(&mut self, key: ConnectionKey, now: Now) {
+        let Some(session) = self.session(key) else { return };
+        session.writing = false;
+        session.progress_ms = now.ms;
+        if !session.outbox.is_empty() {
+            return;
+        }
+        let finished = matches!(session.phase, Phase::Closing { sent: true });
+        let peer_done = session.peer_done;
+        if finished && peer_done {
+            self.remove(key);
+        } else if finished {
+            self.effects.push_back(Effect::Finish(key));
+        } else {
+            self.finish_draining(key, now);
+        }
+    }
+
+    /// Takes one durable commit: answers this shard's submissions, delivers to its subscriptions.
+    pub fn handle_commit(&mut self, batch: &CommitBatch, now: Now) {
+        for (ticket, verdict) in &batch.verdicts {
+            if ticket.origin == self.setup.origin {
+                self.handle_verdict(*ticket, verdict);
+            }
+        }
+        for (sequence, event) in &batch.stored {
+            self.publish(event, Some(*sequence), now);
+        }
+    }
+
+    fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
+        let Some(pending) = self.take_pending(ticket.token) else { return };
+        let counters = &mut self.counters;
+        let (counter, accepted, text) = match verdict {
+            Verdict::Stored => (&mut counters.events_stored, true, ""),
+            Verdict::Duplicate => {
+                (&mut counters.events_duplicate, true, "duplicate: already stored")
+            }
+            Verdict::Superseded => {
+                (&mut counters.events_superseded, false, "duplicate: a newer version is stored")
+            }
+            Verdict::Deleted => {
+                (&mut counters.events_deleted, false, "blocked: its deletion was requested")
+            }
+            Verdict::Vanished => {
+                (&mut counters.events_vanished, false, "blocked: its author asked to vanish")
+            }
+            Verdict::Expired => (&mut counters.events_expired, false, "invalid: event has expired"),
+            Verdict::Failed(_) => {
+                (&mut counters.events_failed, false, "error: the event could not be stored")
+            }
+        };
+        *counter += 1;
+        self.reply(pending.connection, RelayMessage::Ok { id: &pending.id, accepted, text });
+    }
+
+    /// Takes an ephemeral event from another shard; returns how many subscriptions here match.
+    pub fn handle_ephemeral(&mut self, event: &Event, now: Now) -> u64 {
+        self.publish(event, None, now)
+    }
+
+    /// Takes another shard's word on an ephemeral event of ours.
+    pub fn handle_heard(&mut self, token: u64, heard: u64) {
+        let slot = usize::try_from(token).expect("a slab index");
+        let Some(Pending { ephemeral: Some(hearing), .. }) = self.pending.get_mut(slot) else {
+            return;
+        };
+        hearing.heard += heard;
+        hearing.shards_left -= 1;
+        if hearing.shards_left == 0 {
+            self.answer_ephemeral(token);
+        }
+    }
+
+    pub(super) fn answer_ephemeral(&mut self, token: u64) {
+        let Some(pending) = self.take_pending(token) else { return };
+        let heard = pending.ephemeral.is_some_and(|hearing| hearing.heard > 0);
+        let (accepted, text) = if heard {
+            self.counters.events_ephemeral += 1;
+            (true, "")
+        } else {
+            self.counters.events_mute += 1;
+            (false, "mute: nobody was listening")
+        };
+        self.reply(pending.connection, RelayMessage::Ok { id: &pending.id, accepted, text });
+    }
+
+    fn take_pending(&mut self, token: u64) -> Option<Pending> {
+        let pending = self.pending.try_remove(usize::try_from(token).expect("a slab index"))?;
+        self.pending_bytes -= pending.bytes;
+        Some(pending)
+    }
+
+    /// Matches one event against this shard's subscriptions and queues it for each; returns how many.
+    fn publish(&mut self, event: &Event, sequence: Option<u64>, now: Now) -> u64 {
+        let mut matched = std::mem::take(&mut self.matched);
+        self.index.matches(event.view(), &mut matched);
+        let count = matched.len() as u64;
+        if count > 0 {
+            let live = Rc::new(LiveEvent { event: event.clone(), sequence, received_ms: now.ms });
+            for slot in matched.drain(..) {
+                self.deliver(slot, &live);
+            }
+        }
+        self.matched = matched;
+        self.counters.matched_live += count;
+        count
+    }
+
+    /// Stops: no new connection is served, nothing more is read; what is owed goes out, then 1001.
+    pub fn handle_shutdown(&mut self, now: Now) {
+        self.stopping = true;
+        for key in self.keys() {
+            let Some(session) = self.session(key) else { continue };
+            match session.phase {
+                Phase::Head => {
+                    session.reason = CloseReason::Shutdown;
+                    self.remove(key);
+                }
+                Phase::Open => {
+                    session.reason = CloseReason::Shutdown;
+                    session.enter(Phase::Draining, now.ms);
+                    self.stop_scans(key);
+                    self.finish_draining(key, now);
+                }
+                Phase::Draining | Phase::Closing { .. } => {}
+            }
+        }
+    }
+
+    /// Looks at every deadline. Called a few times a second.
+    pub fn handle_timer(&mut self, now: Now) {
+        for key in self.keys() {
+            self.check_deadlines(key, now);
+        }
+        self.end_slow_subscriptions(now);
+    }
+
+    fn check_deadlines(&mut self, key: ConnectionKey, now: Now) {
+        let limits = self.setup.limits.clone();
+        let Some(session) = self.session(key) else { return };
+        let since = |ms: u64| now.ms.saturating_sub(ms);
+        let late = |ms: u64, max: u32| since(ms) >= u64::from(max);
+        if session.writing && late(session.progress_ms, limits.write_stall_ms_max) {
+            session.reason = CloseReason::Stalled;
+            return self.remove(key);
+        }
+        match session.phase {
+            Phase::Head if late(session.phase_ms, limits.handshake_ms_max) => {
+                let response = HttpError::Timeout.response();
+                self.answer_http(key, response, CloseReason::Timeout, now);
+            }
+            Phase::Draining | Phase::Closing { .. }
+                if late(session.phase_ms, limits.drain_ms_max) =>
+            {
+                self.remove(key);
+            }
+            Phase::Open if !session.paused => match session.pinged_ms {
+                Some(at) if late(at, limits.pong_wait_ms_max) => {
+                    session.reason = CloseReason::Silent;
+                    self.remove(key);
+                }
+                None if limits.ping_interval_ms > 0
+                    && late(session.heard_ms, limits.ping_interval_ms) =>
+                {
+                    session.pinged_ms = Some(now.ms);
+                    session.outbox.push_ping();
+                    self.ask_write(key);
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// Whether everything is closed after [`handle_shutdown`](Self::handle_shutdown).
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.stopping && self.sessions.is_empty()
+    }
+
+    pub(super) fn keys(&self) -> Vec<ConnectionKey> {
+        self.sessions.iter().map(|(_, session)| session.key).collect()
+    }
+
+    pub(super) fn session(&mut self, key: ConnectionKey) -> Option<&mut Session> {
+        self.sessions.get_mut(key.slot()).filter(|session| session.key == key)
+    }
+
+    /// Sends a draining connection its close once nothing is owed to it.
+    pub(super) fn finish_draining(&mut self, key: ConnectionKey, now: Now) {
+        let Some(session) = self.session(key) else { return };
+        let owed = session.replies_owed > 0
+            || session.writing
+            || !session.outbox.is_empty()
+            || !session.subscriptions.is_empty();
+        if session.phase == Phase::Draining && !owed {
+            session.enter(Phase::Closing { sent: false }, now.ms);
+            session.outbox.push_close(Close { code: Some(1001), reason: "relay is stopping" });
+            self.ask_write(key);
+        }
+    }
+
+    /// Queues an answer whose slot was reserved. Its connection may be gone.
+    pub(super) fn reply(&mut self, key: ConnectionKey, message: RelayMessage<'_>) {
+        let Some(session) = self.session(key) else { return };
+        debug_assert!(session.replies_owed > 0, "an answer without a reserved slot");
+        if matches!(session.phase, Phase::Open | Phase::Draining) {
+            session.outbox.push_reply(message);
+            self.ask_write(key);
+        }
+    }
+
+    /// Asks the driver, once, for a batch to be written.
+    pub(super) fn ask_write(&mut self, key: ConnectionKey) {
+        let Some(session) = self.session(key) else { return };
+        if !session.writing && !session.write_asked {
+            session.write_asked = true;
+            self.effects.push_back(Effect::Write(key));
+        }
+    }
+
+    /// Ends the HTTP exchange with `response`.
+    pub(super) fn answer_http(
+        &mut self,
+        key: ConnectionKey,
+        response: Vec<u8>,
+        reason: CloseReason,
+        now: Now,
+    ) {
+        let Some(session) = self.session(key) else { return };
+        session.reason = reason;
+        session.enter(Phase::Closing { sent: false }, now.ms);
+        session.backlog = Vec::new();
+        session.outbox.push_response(response);
+        self.ask_write(key);
+    }
+
+    /// Ends a WebSocket connection: what was answered goes out, then the close frame.
+    pub(super) fn close(
+        &mut self,
+        key: ConnectionKey,
+        close: Close,
+        reason: CloseReason,
+        now: Now,
+    ) {
+        self.end_subscriptions(key);
+        let Some(session) = self.session(key) else { return };
+        session.reason = reason;
+        session.enter(Phase::Closing { sent: false }, now.ms);
+        session.backlog = Vec::new();
+        session.outbox.push_close(close);
+        self.drop_unverified(key);
+        self.ask_write(key);
+    }
+
+    pub(super) fn drop_unverified(&mut self, key: ConnectionKey) {
+        let Some(session) = self.session(key) else { return };
+        let count = session.verify.len() as u64;
+        session.verify = VecDeque::new();
+        session.verify_bytes = 0;
+        self.counters.verify_waiting -= count;
+    }
+
+    /// Lets everything of a connection go.
+    pub(super) fn remove(&mut self, key: ConnectionKey) {
+        if self.session(key).is_none() {
+            return;
+        }
+        self.end_subscriptions(key);
+        self.drop_unverified(key);
+        let session = self.sessions.remove(key.slot());
+        let counters = &mut self.counters;
+        *match session.reason {
+            CloseReason::Client => &mut counters.closed_by_client,
+            CloseReason::Http => &mut counters.closed_http,
+            CloseReason::Protocol => &mut counters.closed_protocol,
+            CloseReason::TooLong => &mut counters.closed_too_long,
+            CloseReason::Stalled => &mut counters.closed_stalled,
+            CloseReason::Silent => &mut counters.closed_silent,
+            CloseReason::Timeout => &mut counters.closed_timeout,
+            CloseReason::Shutdown => &mut counters.closed_shutdown,
+            CloseReason::Full => &mut counters.closed_full,
+        } += 1;
+        self.effects.push_back(Effect::Release(key));
+    }
+}

@@ -1,0 +1,317 @@
+//! Which subscriptions an event goes to: an inverted index over their filters.
+//!
+//! Each filter is filed under the values of its most selective field: ids, then the shorter of its
+//! tag lists and its authors, then kinds; a filter with none of these is tried on every event. An
+//! event looks up its own id, author, kind and tags, and only the filters found there are evaluated.
+
+use hashbrown::{Equivalent, HashMap};
+use slab::Slab;
+
+use crate::nostr::{EventView, Filter, Id, Pubkey, TagRef, TagValue};
+
+/// Names one filed filter.
+type FilterSlot = u32;
+
+/// Seeded by the caller, so that nobody outside can aim at one bucket.
+type Hasher = foldhash::fast::FixedState;
+
+/// The filters of one shard's subscriptions.
+pub struct SubscriptionIndex {
+    filters: Slab<Filed>,
+    by_id: HashMap<Id, Vec<FilterSlot>, Hasher>,
+    by_author: HashMap<Pubkey, Vec<FilterSlot>, Hasher>,
+    by_kind: HashMap<u16, Vec<FilterSlot>, Hasher>,
+    by_tag: HashMap<(u8, TagValue), Vec<FilterSlot>, Hasher>,
+    unselective: Vec<FilterSlot>,
+    /// Number of the current lookup; marks the subscriptions already found in it.
+    lookup: u64,
+    found_in: Vec<u64>,
+}
+
+struct Filed {
+    subscription: u32,
+    filter: Filter,
+}
+
+/// The field a filter is filed under.
+enum Field {
+    Ids,
+    Tag(usize),
+    Authors,
+    Kinds,
+    Nothing,
+}
+
+fn most_selective(filter: &Filter) -> Field {
+    if filter.ids.is_some() {
+        return Field::Ids;
+    }
+    let shortest = filter.tags.iter().enumerate().min_by_key(|(_, (_, values))| values.len());
+    let authors = filter.authors.as_ref().map(Vec::len);
+    match (shortest, authors) {
+        (Some((at, (_, values))), authors) if authors.is_none_or(|n| values.len() <= n) => {
+            Field::Tag(at)
+        }
+        (_, Some(_)) => Field::Authors,
+        (_, None) if filter.kinds.is_some() => Field::Kinds,
+        _ => Field::Nothing,
+    }
+}
+
+/// A tag of an event, to look up without copying its value.
+#[derive(Hash)]
+struct TagKey<'a>(u8, TagRef<'a>);
+
+impl Equivalent<(u8, TagValue)> for TagKey<'_> {
+    fn equivalent(&self, key: &(u8, TagValue)) -> bool {
+        self.0 == key.0 && self.1 == key.1.as_ref()
+    }
+}
+
+impl SubscriptionIndex {
+    /// An empty index that hashes with `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let hasher = || Hasher::with_seed(seed);
+        Self {
+            filters: Slab::new(),
+            by_id: HashMap::with_hasher(hasher()),
+            by_author: HashMap::with_hasher(hasher()),
+            by_kind: HashMap::with_hasher(hasher()),
+            by_tag: HashMap::with_hasher(hasher()),
+            unselective: Vec::new(),
+            lookup: 0,
+            found_in: Vec::new(),
+        }
+    }
+
+    /// Files a subscription's filters; returns the slots to [`remove`](Self::remove) later.
+    /// Filters that can match nothing are not filed.
+    pub fn insert(&mut self, subscription: u32, filters: &[Filter]) -> Box<[u32]> {
+        let at = subscription as usize;
+        if self.found_in.len() <= at {
+            self.found_in.resize(at + 1, 0);
+        }
+        let satisfiable = filters.iter().filter(|filter| !filter.is_unsatisfiable());
+        satisfiable.map(|filter| self.file(subscription, filter)).collect()
+    }
+
+    fn file(&mut self, subscription: u32, filter: &Filter) -> FilterSlot {
+        let mut filter = filter.clone();
+        filter.limit = None;
+        let entry = self.filters.vacant_entry();
+        let slot = FilterSlot::try_from(entry.key()).expect("fewer filters than 2^32");
+        match most_selective(&filter) {
+            Field::Ids => post(&mut self.by_id, filter.ids.iter().flatten().copied(), slot),
+            Field::Authors => {
+                post(&mut self.by_author, filter.authors.iter().flatten().copied(), slot);
+            }
+            Field::Kinds => post(&mut self.by_kind, filter.kinds.iter().flatten().copied(), slot),
+            Field::Tag(at) => {
+                let (letter, values) = &filter.tags[at];
+                post(&mut self.by_tag, values.iter().map(|v| (*letter, v.clone())), slot);
+            }
+            Field::Nothing => self.unselective.push(slot),
+        }
+        entry.insert(Filed { subscription, filter });
+        slot
+    }
+
+    /// Takes filters out again.
+    ///
+    /// # Panics
+    /// If a slot is not one that [`insert`](Self::insert) returned and nobody removed.
+    pub fn remove(&mut self, slots: &[u32]) {
+        for &slot in slots {
+            let Filed { filter, .. } = self.filters.remove(slot as usize);
+            match most_selective(&filter) {
+                Field::Ids => unpost(&mut self.by_id, filter.ids.into_iter().flatten(), slot),
+                Field::Authors => {
+                    unpost(&mut self.by_author, filter.authors.into_iter().flatten(), slot);
+                }
+                Field::Kinds => unpost(&mut self.by_kind, filter.kinds.into_iter().flatten(), slot),
+                Field::Tag(at) => {
+                    let (letter, values) = &filter.tags[at];
+                    let keys = values.iter().map(|value| (*letter, value.clone()));
+                    unpost(&mut self.by_tag, keys, slot);
+                }
+                Field::Nothing => take_out(&mut self.unselective, slot),
+            }
+        }
+    }
+
+    /// Appends the subscriptions whose filters match, each once.
+    pub fn matches(&mut self, event: EventView<'_>, out: &mut Vec<u32>) {
+        self.lookup += 1;
+        let Self { filters, lookup, found_in, .. } = self;
+        let mut visit = |posts: &[FilterSlot]| {
+            for &slot in posts {
+                let filed = &filters[slot as usize];
+                let found = &mut found_in[filed.subscription as usize];
+                if *found != *lookup && filed.filter.matches(event) {
+                    *found = *lookup;
+                    out.push(filed.subscription);
+                }
+            }
+        };
+        for posts in [
+            self.by_id.get(event.id()),
+            self.by_author.get(event.pubkey()),
+            self.by_kind.get(&event.kind().0),
+        ] {
+            visit(posts.map_or(&[], Vec::as_slice));
+        }
+        if !self.by_tag.is_empty() {
+            for (letter, value) in event.tags() {
+                visit(self.by_tag.get(&TagKey(letter, value)).map_or(&[], Vec::as_slice));
+            }
+        }
+        visit(&self.unselective);
+    }
+
+    /// Filters filed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.filters.len()
+    }
+
+    /// Whether no filter is filed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    /// Keys over all maps, each with at least one filter: nothing of a removed filter stays.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.by_id.len()
+            + self.by_author.len()
+            + self.by_kind.len()
+            + self.by_tag.len()
+            + usize::from(!self.unselective.is_empty())
+    }
+}
+
+fn post<K: std::hash::Hash + Eq>(
+    map: &mut HashMap<K, Vec<FilterSlot>, Hasher>,
+    keys: impl Iterator<Item = K>,
+    slot: FilterSlot,
+) {
+    for key in keys {
+        map.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(slot);
+    }
+}
+
+fn unpost<K: std::hash::Hash + Eq>(
+    map: &mut HashMap<K, Vec<FilterSlot>, Hasher>,
+    keys: impl Iterator<Item = K>,
+    slot: FilterSlot,
+) {
+    for key in keys {
+        let posts = map.get_mut(&key).expect("a filed filter is under each of its keys");
+        take_out(posts, slot);
+        if posts.is_empty() {
+            map.remove(&key);
+        }
+    }
+}
+
+fn take_out(posts: &mut Vec<FilterSlot>, slot: FilterSlot) {
+    let at = posts.iter().position(|&other| other == slot).expect("a filed filter is posted");
+    posts.swap_remove(at);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nostr::event::{Event, Fields, Kind};
+    use crate::nostr::tag;
+    use proptest::prelude::*;
+
+    fn key(n: u8) -> [u8; 32] {
+        [n; 32]
+    }
+
+    fn value(n: u8) -> TagValue {
+        if n.is_multiple_of(2) { TagValue::Hex(key(n)) } else { TagValue::new(&format!("v{n}")) }
+    }
+
+    fn arb_event() -> impl Strategy<Value = Event> {
+        let tags = prop::collection::vec((0_u8..3, 0_u8..4), 0..5);
+        (0_u8..4, 0_u8..4, 0_u16..4, 0_u64..4, tags).prop_map(|(id, pubkey, kind, at, tags)| {
+            let mut packed = Vec::new();
+            for (letter, v) in tags {
+                tag::pack(&mut packed, b'a' + letter, &value(v).as_ref().to_text());
+            }
+            Event::build(&Fields {
+                id: key(id),
+                pubkey: key(pubkey),
+                created_at: at,
+                expiration: None,
+                kind: Kind(kind),
+                protected: false,
+                packed_tags: &packed,
+                json: b"{}",
+            })
+        })
+    }
+
+    fn arb_filter() -> impl Strategy<Value = Filter> {
+        let keys = || prop::option::weighted(0.3, prop::collection::btree_set(0_u8..4, 0..3));
+        let tags =
+            prop::collection::btree_map(0_u8..3, prop::collection::btree_set(0_u8..4, 0..3), 0..3);
+        let kinds = prop::option::weighted(0.4, prop::collection::btree_set(0_u16..4, 0..3));
+        let time = || prop::option::weighted(0.2, 0_u64..4);
+        (keys(), keys(), kinds, tags, time(), time()).prop_map(
+            |(ids, authors, kinds, tags, since, until)| Filter {
+                ids: ids.map(|ids| ids.into_iter().map(key).collect()),
+                authors: authors.map(|keys| keys.into_iter().map(key).collect()),
+                kinds: kinds.map(|kinds| kinds.into_iter().collect()),
+                tags: tags
+                    .into_iter()
+                    .map(|(letter, values)| {
+                        let mut values: Vec<_> = values.into_iter().map(value).collect();
+                        values.sort();
+                        (b'a' + letter, values)
+                    })
+                    .collect(),
+                since,
+                until,
+                limit: Some(0),
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn finds_what_a_naive_search_finds(
+            subscriptions in prop::collection::vec(prop::collection::vec(arb_filter(), 1..4), 0..12),
+            removed in prop::collection::vec(any::<bool>(), 12),
+            events in prop::collection::vec(arb_event(), 1..20),
+            seed: u64,
+        ) {
+            let mut index = SubscriptionIndex::new(seed);
+            let slots: Vec<_> = (0..).zip(&subscriptions).map(|(n, f)| index.insert(n, f)).collect();
+            for (slots, _) in slots.iter().zip(&removed).filter(|(_, removed)| **removed) {
+                index.remove(slots);
+            }
+            for event in &events {
+                let mut found = Vec::new();
+                index.matches(event.view(), &mut found);
+                found.sort_unstable();
+                let naive: Vec<u32> = (0..)
+                    .zip(&subscriptions)
+                    .zip(&removed)
+                    .filter(|((_, f), removed)| !**removed && f.iter().any(|f| f.matches(event.view())))
+                    .map(|((n, _), _)| n)
+                    .collect();
+                prop_assert_eq!(found, naive);
+            }
+            for (slots, _) in slots.iter().zip(&removed).filter(|(_, removed)| !**removed) {
+                index.remove(slots);
+            }
+            prop_assert_eq!((index.len(), index.keys()), (0, 0));
+        }
+    }
+}

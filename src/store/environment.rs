@@ -1,0 +1,292 @@
+//! The LMDB environment and its tables: opening, creating, locking the directory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use heed::types::Bytes;
+use heed::{Database, Env, EnvFlags, EnvOpenOptions, RoTxn, WithoutTls};
+use rustix::fs::{FlockOperation, flock};
+
+use super::error::StoreError;
+use super::schema::{
+    Hasher, META_HASH_KEY, META_LAST_SEQUENCE, META_SCHEMA, SCHEMA_VERSION, short,
+};
+use crate::nostr::EventView;
+use crate::relay::ports::Sequence;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes the store may ever grow to. Address space only: the file grows with its content.
+    /// Rounded down to a multiple of 64 KiB.
+    pub map_bytes_max: u64,
+    /// Read transactions at once, of all processes together.
+    pub readers_max: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { map_bytes_max: 1 << 40, readers_max: 512 }
+    }
+}
+
+/// Whether an environment may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// A table: bytes to bytes, in byte order of the keys.
+pub(super) type Table = Database<Bytes, Bytes>;
+
+/// The tables of [`super::schema`].
+#[derive(Clone, Copy)]
+pub(super) struct Tables {
+    pub event: Table,
+    pub id: Table,
+    pub time: Table,
+    pub author: Table,
+    pub author_kind: Table,
+    pub kind: Table,
+    pub tag: Table,
+    pub expire: Table,
+    pub replace: Table,
+    pub tomb_id: Table,
+    pub tomb_addr: Table,
+    pub vanish: Table,
+    pub backlog: Table,
+    pub meta: Table,
+}
+
+/// Number of [`Tables`].
+const TABLES: u32 = 14;
+
+impl Tables {
+    /// Makes every table with `make`, by name.
+    fn new<E>(mut make: impl FnMut(&'static str) -> Result<Table, E>) -> Result<Self, E> {
+        Ok(Self {
+            event: make("event")?,
+            id: make("id")?,
+            time: make("time")?,
+            author: make("author")?,
+            author_kind: make("author_kind")?,
+            kind: make("kind")?,
+            tag: make("tag")?,
+            expire: make("expire")?,
+            replace: make("replace")?,
+            tomb_id: make("tomb_id")?,
+            tomb_addr: make("tomb_addr")?,
+            vanish: make("vanish")?,
+            backlog: make("backlog")?,
+            meta: make("meta")?,
+        })
+    }
+
+    /// The tables with their names.
+    pub fn named(&self) -> [(&'static str, Table); TABLES as usize] {
+        [
+            ("event", self.event),
+            ("id", self.id),
+            ("time", self.time),
+            ("author", self.author),
+            ("author_kind", self.author_kind),
+            ("kind", self.kind),
+            ("tag", self.tag),
+            ("expire", self.expire),
+            ("replace", self.replace),
+            ("tomb_id", self.tomb_id),
+            ("tomb_addr", self.tomb_addr),
+            ("vanish", self.vanish),
+            ("backlog", self.backlog),
+            ("meta", self.meta),
+        ]
+    }
+}
+
+/// An open environment. Closed when the last clone of its [`Env`] is gone.
+pub(super) struct Environment {
+    pub env: Env<WithoutTls>,
+    pub tables: Tables,
+    pub hasher: Hasher,
+}
+
+impl Environment {
+    /// Opens `dir`; in [`Mode::ReadWrite`] an empty directory becomes a store.
+    pub fn open(dir: &Path, options: &Options, mode: Mode) -> Result<Self, StoreError> {
+        let located = |error: StoreError| error.in_directory(dir, options.map_bytes_max);
+        let env = open_env(dir, options, mode).map_err(|error| located(error.into()))?;
+        let (tables, hash_key) = match mode {
+            Mode::ReadWrite => create(&env, dir),
+            Mode::ReadOnly => find(&env, dir),
+        }
+        .map_err(located)?;
+        Ok(Self { env, tables, hasher: Hasher::new(hash_key) })
+    }
+
+    /// The last sequence number ever given.
+    pub fn last_sequence(&self, txn: &RoTxn<'_>) -> Result<Sequence, StoreError> {
+        meta_u64(&self.tables, txn, META_LAST_SEQUENCE)
+    }
+
+    /// The record of `seq`.
+    pub fn event<'t>(
+        &self,
+        txn: &'t RoTxn<'_>,
+        seq: Sequence,
+    ) -> Result<Option<EventView<'t>>, StoreError> {
+        let Some(record) = self.tables.event.get(txn, &seq.to_be_bytes())? else {
+            return Ok(None);
+        };
+        match EventView::new(record) {
+            Some(view) => Ok(Some(view)),
+            None => Err(StoreError::Damaged(format!("event {seq} is no record"))),
+        }
+    }
+
+    /// The record an index entry points to; that there is none is damage.
+    pub fn indexed<'t>(
+        &self,
+        txn: &'t RoTxn<'_>,
+        seq: Sequence,
+    ) -> Result<EventView<'t>, StoreError> {
+        self.event(txn, seq)?
+            .ok_or_else(|| StoreError::Damaged(format!("an index names event {seq}: not stored")))
+    }
+}
+
+/// Reads a number of the `meta` table; 0 when it was never written.
+pub(super) fn meta_u64(tables: &Tables, txn: &RoTxn<'_>, name: &[u8]) -> Result<u64, StoreError> {
+    match tables.meta.get(txn, name)? {
+        None => Ok(0),
+        Some(value) => number(value),
+    }
+}
+
+/// An 8-byte value.
+pub(super) fn number(value: &[u8]) -> Result<u64, StoreError> {
+    let bytes = value.try_into().map_err(|_| StoreError::Damaged("a number is not 8 bytes".into()));
+    bytes.map(u64::from_be_bytes)
+}
+
+/// A value of the `id` table.
+pub(super) fn sequence(value: &[u8]) -> Result<Sequence, StoreError> {
+    let bytes: Result<[u8; 6], _> = value.try_into();
+    let bytes = bytes.map_err(|_| StoreError::Damaged("a sequence is not 6 bytes".into()))?;
+    debug_assert_eq!(short(super::schema::long(bytes)), bytes);
+    Ok(super::schema::long(bytes))
+}
+
+#[allow(unsafe_code)]
+fn open_env(dir: &Path, options: &Options, mode: Mode) -> heed::Result<Env<WithoutTls>> {
+    const GRAIN: u64 = 64 << 10;
+    let map_bytes = (options.map_bytes_max / GRAIN).max(1) * GRAIN;
+    let mut open = EnvOpenOptions::new().read_txn_without_tls();
+    open.map_size(usize::try_from(map_bytes).unwrap_or(usize::MAX & !(64 * 1024 - 1)));
+    open.max_readers(options.readers_max);
+    open.max_dbs(TABLES);
+    // SAFETY: the map is shared with the file system, and what LMDB maps must change through LMDB
+    // only. Writers of other processes are kept out by the lock on `writer.lock`, readers come in
+    // through LMDB's own reader table; nothing in this crate touches `data.mdb` but LMDB, and heed
+    // refuses to open one path twice in a process. READ_ONLY is the one flag used: it takes
+    // nothing of LMDB's locking or syncing away.
+    unsafe {
+        if mode == Mode::ReadOnly {
+            open.flags(EnvFlags::READ_ONLY);
+        }
+        open.open(dir)
+    }
+}
+
+/// Opens the tables for writing; makes them, and the hash key, when there are none.
+fn create(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), StoreError> {
+    let mut txn = env.write_txn()?;
+    let meta: Table = env.create_database(&mut txn, Some("meta"))?;
+    if let Some(found) = meta.get(&txn, META_SCHEMA)? {
+        check_version(dir, found)?;
+    } else {
+        meta.put(&mut txn, META_SCHEMA, &SCHEMA_VERSION.to_be_bytes())?;
+        meta.put(&mut txn, META_LAST_SEQUENCE, &0u64.to_be_bytes())?;
+        meta.put(&mut txn, META_HASH_KEY, &random_key()?)?;
+    }
+    let tables = Tables::new(|name| env.create_database(&mut txn, Some(name)))?;
+    let key = hash_key(&tables, &txn)?;
+    txn.commit()?;
+    env.clear_stale_readers()?;
+    // LMDB syncs its file; that the file has a name is the directory's business.
+    sync_directory(dir)?;
+    Ok((tables, key))
+}
+
+/// Opens the tables of a store that must be there.
+fn find(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), StoreError> {
+    let missing = || StoreError::Missing { dir: dir.into() };
+    let txn = env.read_txn()?;
+    let meta: Table = env.open_database(&txn, Some("meta"))?.ok_or_else(missing)?;
+    check_version(dir, meta.get(&txn, META_SCHEMA)?.ok_or_else(missing)?)?;
+    let tables = Tables::new(|name| {
+        env.open_database(&txn, Some(name)).map_err(StoreError::from)?.ok_or_else(missing)
+    })?;
+    let key = hash_key(&tables, &txn)?;
+    // Committed, or the handles would end with the transaction.
+    txn.commit()?;
+    Ok((tables, key))
+}
+
+fn check_version(dir: &Path, found: &[u8]) -> Result<(), StoreError> {
+    match number(found)? {
+        SCHEMA_VERSION => Ok(()),
+        found => Err(StoreError::Schema { dir: dir.into(), found }),
+    }
+}
+
+fn hash_key(tables: &Tables, txn: &RoTxn<'_>) -> Result<[u8; 16], StoreError> {
+    let key = tables.meta.get(txn, META_HASH_KEY)?.and_then(|key| key.try_into().ok());
+    key.ok_or_else(|| StoreError::Damaged("the hash key is not there".into()))
+}
+
+/// The one random thing about a store, drawn when it is made.
+fn random_key() -> Result<[u8; 16], StoreError> {
+    let source = Path::new("/dev/urandom");
+    let mut key = [0; 16];
+    let drawn = File::open(source).and_then(|mut file| file.read_exact(&mut key));
+    drawn.map_err(StoreError::io(source))?;
+    Ok(key)
+}
+
+fn sync_directory(dir: &Path) -> Result<(), StoreError> {
+    let synced = |path: &Path| {
+        File::open(path).and_then(|file| file.sync_all()).map_err(StoreError::io(path))
+    };
+    synced(dir)?;
+    match dir.canonicalize().map_err(StoreError::io(dir))?.parent() {
+        Some(parent) => synced(parent),
+        None => Ok(()),
+    }
+}
+
+/// Creates `dir` and takes its writer lock, which lasts as long as the file is open: also a
+/// process that is killed lets go of it.
+pub(super) fn lock_directory(dir: &Path) -> Result<File, StoreError> {
+    fs::create_dir_all(dir).map_err(StoreError::io(dir))?;
+    let path = dir.join("writer.lock");
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = open.map_err(StoreError::io(&path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // The pid is a courtesy; without it the message still says what is wrong.
+            let _ = file.read_to_string(&mut holder);
+            return Err(StoreError::Held { dir: dir.into(), pid: holder.trim().parse().ok() });
+        }
+        Err(error) => return Err(StoreError::io(&path)(error.into())),
+    }
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(StoreError::io(&path))?;
+    Ok(file)
+}

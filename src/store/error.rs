@@ -1,0 +1,121 @@
+//! Why the store could not do what it was asked. What becomes of an *event* is a verdict, never
+//! one of these.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use heed::MdbError;
+
+use super::schema::SCHEMA_VERSION;
+
+/// A failure of the store. Displayed to the operator, so each says what to look at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another process, or this one, has the directory open for writing.
+    #[error("{dir} is held by another writer{}: stop it first, or let it do the work",
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Held {
+        /// The data directory.
+        dir: PathBuf,
+        /// Who holds it, when the lock file says so.
+        pid: Option<u32>,
+    },
+    /// This process has the directory open already; LMDB allows one environment a process.
+    #[error("{dir} is already open in this process")]
+    AlreadyOpen {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The directory holds no store, or something else.
+    #[error("there is no store in {dir}")]
+    Missing {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The store was written by a build with another schema.
+    #[error(
+        "the store in {dir} has schema {found}; this build reads schema {SCHEMA_VERSION}: \
+         export it with the build that wrote it and import it here"
+    )]
+    Schema {
+        /// The data directory.
+        dir: PathBuf,
+        /// The version found there.
+        found: u64,
+    },
+    /// The memory map is used up (`MDB_MAP_FULL`). Nothing of the transaction is durable.
+    #[error("the store is full: its map is bounded to {map_bytes_max} bytes")]
+    Full {
+        /// The bound in force.
+        map_bytes_max: u64,
+    },
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// LMDB refused.
+    #[error("LMDB: {0}")]
+    Lmdb(#[source] heed::Error),
+    /// The tables contradict each other; `rheostr check` tells more.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// The caller submitted what the store must never see.
+    #[error("event {id} cannot be stored: {reason}")]
+    Unstorable {
+        /// The event's id in hex.
+        id: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A write to a store opened read-only.
+    #[error("the store in {dir} is open read-only")]
+    ReadOnly {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The environment could not be closed within its deadline, so it cannot be opened again.
+    #[error("the store in {dir} is still in use and cannot be reopened")]
+    Busy {
+        /// The data directory.
+        dir: PathBuf,
+    },
+}
+
+impl StoreError {
+    /// Whether the environment is lost and must be reopened before anything else can work.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Self::Lmdb(heed::Error::Mdb(
+                MdbError::Panic | MdbError::Corrupted | MdbError::PageNotFound
+            ))
+        )
+    }
+
+    /// Names `path` as what an I/O error is about.
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { path: path.into(), source }
+    }
+
+    /// Puts what `Full` and `Io` cannot know by themselves into an LMDB error.
+    pub(super) fn in_directory(self, dir: &Path, map_bytes_max: u64) -> Self {
+        match self {
+            Self::Lmdb(heed::Error::Mdb(MdbError::MapFull)) => Self::Full { map_bytes_max },
+            Self::Lmdb(heed::Error::Io(source)) => Self::Io { path: dir.into(), source },
+            Self::Lmdb(heed::Error::EnvAlreadyOpened) => Self::AlreadyOpen { dir: dir.into() },
+            other => other,
+        }
+    }
+}
+
+impl From<heed::Error> for StoreError {
+    fn from(error: heed::Error) -> Self {
+        Self::Lmdb(error)
+    }
+}

@@ -1,0 +1,140 @@
+//! All events by time, for export and backup.
+
+use std::ops::{Bound, ControlFlow};
+
+use super::environment::Environment;
+use super::error::StoreError;
+use super::schema::{CREATED_AT_MAX, Suffix};
+use super::transaction::suffix_of;
+use super::{Store, visible};
+use crate::nostr::EventView;
+use crate::relay::ports::Sequence;
+
+/// Bytes of records copied out before the transaction is dropped; one record may be larger.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Entries examined before the transaction is dropped.
+const CHUNK_ENTRIES: usize = 10_000;
+
+/// Which events are exported, in which order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExportRange {
+    /// Oldest `created_at`, inclusive.
+    pub since: Option<u64>,
+    /// Newest `created_at`, inclusive.
+    pub until: Option<u64>,
+    /// Newest first rather than oldest first.
+    pub reverse: bool,
+}
+
+impl Store {
+    /// Hands every visible event of the range to `visit`, by `created_at`, until it breaks.
+    /// Events committed meanwhile are left out. `visit` runs outside of any transaction and may
+    /// take its time. Answers how many it was given.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn export(
+        &self,
+        range: ExportRange,
+        now: u64,
+        mut visit: impl FnMut(EventView<'_>) -> ControlFlow<()>,
+    ) -> Result<u64, StoreError> {
+        let since = range.since.unwrap_or(0);
+        if since > CREATED_AT_MAX {
+            return Ok(0);
+        }
+        let mut walk = Walk {
+            low: Bound::Included(Suffix::newest(range.until.unwrap_or(u64::MAX))),
+            high: Bound::Included(Suffix::oldest(since)),
+            newest_first: range.reverse,
+            now,
+            snapshot: None,
+        };
+        let mut records = Vec::new();
+        let mut ends = Vec::new();
+        let mut visited = 0;
+        loop {
+            let more = walk.chunk(&*self.environment()?, &mut records, &mut ends)?;
+            let mut start = 0;
+            for end in ends.drain(..) {
+                let event = EventView::new(&records[start..end]).expect("copied from one");
+                start = end;
+                visited += 1;
+                if visit(event).is_break() {
+                    return Ok(visited);
+                }
+            }
+            if !more {
+                return Ok(visited);
+            }
+        }
+    }
+}
+
+/// The part of the `time` table that is still to be walked.
+struct Walk {
+    low: Bound<Suffix>,
+    high: Bound<Suffix>,
+    newest_first: bool,
+    now: u64,
+    snapshot: Option<Sequence>,
+}
+
+impl Walk {
+    /// Copies the next records out; false when nothing follows them.
+    fn chunk(
+        &mut self,
+        environment: &Environment,
+        records: &mut Vec<u8>,
+        ends: &mut Vec<usize>,
+    ) -> Result<bool, StoreError> {
+        records.clear();
+        if is_empty(&self.low, &self.high) {
+            return Ok(false);
+        }
+        let txn = environment.env.read_txn()?;
+        let snapshot = match self.snapshot {
+            Some(snapshot) => snapshot,
+            None => *self.snapshot.insert(environment.last_sequence(&txn)?),
+        };
+        let (low, high) = (self.low, self.high);
+        let bounds = (low.as_ref().map(|low| &low.0[..]), high.as_ref().map(|high| &high.0[..]));
+        let table = environment.tables.time;
+        let mut forward;
+        let mut backward;
+        let entries: &mut dyn Iterator<Item = heed::Result<(&[u8], &[u8])>> = if self.newest_first {
+            forward = table.range(&txn, &bounds)?;
+            &mut forward
+        } else {
+            backward = table.rev_range(&txn, &bounds)?;
+            &mut backward
+        };
+        for (examined, entry) in entries.enumerate() {
+            if examined == CHUNK_ENTRIES || records.len() >= CHUNK_BYTES {
+                return Ok(true);
+            }
+            let suffix = suffix_of(entry?.0)?;
+            if self.newest_first {
+                self.low = Bound::Excluded(suffix);
+            } else {
+                self.high = Bound::Excluded(suffix);
+            }
+            if suffix.seq() > snapshot {
+                continue;
+            }
+            let event = environment.indexed(&txn, suffix.seq())?;
+            if visible::is_visible(environment, &txn, event, self.now)? {
+                records.extend_from_slice(event.record());
+                ends.push(records.len());
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn is_empty(low: &Bound<Suffix>, high: &Bound<Suffix>) -> bool {
+    let (Bound::Included(low) | Bound::Excluded(low)) = low else { return false };
+    let (Bound::Included(high) | Bound::Excluded(high)) = high else { return false };
+    low >= high
+}

@@ -1,0 +1,158 @@
+//! What is erased in the background, chunk by chunk: expired events (NIP-40), what a vanish left
+//! to be erased (NIP-62), and what the operator deletes.
+
+use std::ops::Bound;
+
+use super::environment::{Environment, Table};
+use super::error::StoreError;
+use super::schema::{Backlog, Phase, Suffix, tag_prefix};
+use super::transaction::{Transaction, suffix_of};
+use super::visible::recipients;
+use crate::nostr::event::Pubkey;
+use crate::nostr::{EventView, Kind, TagRef};
+use crate::relay::ports::Sequence;
+
+/// What one chunk of maintenance did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Maintained {
+    /// Events erased.
+    pub erased: u64,
+    /// Whether more is to be done.
+    pub more: bool,
+}
+
+/// Erases at most `events_max` events that have expired at `now` or belong to a vanished key,
+/// looking at no more than sixteen index entries for each.
+pub(super) fn maintain(
+    environment: &Environment,
+    now: u64,
+    events_max: usize,
+) -> Result<Maintained, StoreError> {
+    let mut t = Transaction::begin(environment)?;
+    let mut done = Maintained::default();
+    let expired = expired(&t, now, events_max)?;
+    done.more = expired.len() == events_max;
+    done.erased = erase_all(&mut t, &expired)?;
+    let left = events_max - expired.len();
+    let vanishing = first_backlog(&t)?;
+    if let (Some((key, backlog)), true) = (vanishing, left > 0) {
+        done.erased += vanish(&mut t, &key, backlog, left)?;
+    }
+    done.more |= first_backlog(&t)?.is_some();
+    t.commit()?;
+    Ok(done)
+}
+
+/// Erases those of `events` that are still there.
+pub(super) fn erase(environment: &Environment, events: &[Sequence]) -> Result<u64, StoreError> {
+    let mut t = Transaction::begin(environment)?;
+    let erased = erase_all(&mut t, events)?;
+    t.commit()?;
+    Ok(erased)
+}
+
+fn erase_all(t: &mut Transaction<'_>, events: &[Sequence]) -> Result<u64, StoreError> {
+    let mut erased = 0;
+    for &seq in events {
+        if t.environment().event(t.read(), seq)?.is_some() {
+            t.erase(seq)?;
+            erased += 1;
+        }
+    }
+    Ok(erased)
+}
+
+/// The events that expired first, at or before `now`.
+fn expired(t: &Transaction<'_>, now: u64, most: usize) -> Result<Vec<Sequence>, StoreError> {
+    let mut events = Vec::new();
+    for entry in t.environment().tables.expire.iter(t.read())?.take(most) {
+        let (key, _) = entry?;
+        let (Some(at), Some(seq)) = (key.first_chunk(), key.last_chunk()) else {
+            return Err(StoreError::Damaged("an expire key is too short".into()));
+        };
+        if u64::from_be_bytes(*at) > now {
+            break;
+        }
+        events.push(super::schema::long(*seq));
+    }
+    Ok(events)
+}
+
+fn first_backlog(t: &Transaction<'_>) -> Result<Option<(Pubkey, Backlog)>, StoreError> {
+    let Some((key, value)) = t.environment().tables.backlog.first(t.read())? else {
+        return Ok(None);
+    };
+    match (key.try_into(), Backlog::decode(value)) {
+        (Ok(key), Some(backlog)) => Ok(Some((key, backlog))),
+        _ => Err(StoreError::Damaged("a backlog entry is not one".into())),
+    }
+}
+
+/// Walks one index on from where the last chunk stopped, erasing what the vanish covers.
+fn vanish(
+    t: &mut Transaction<'_>,
+    key: &Pubkey,
+    mut backlog: Backlog,
+    events_max: usize,
+) -> Result<u64, StoreError> {
+    let tables = &t.environment().tables;
+    let tag;
+    let (table, prefix): (Table, &[u8]) = match backlog.phase {
+        Phase::Authored => (tables.author, &key[..8]),
+        Phase::Wrapped => {
+            tag = tag_prefix(b'p', TagRef::Hex(key), &t.environment().hasher);
+            (tables.tag, &tag)
+        }
+    };
+    let walk = walk(t, table, prefix, backlog, events_max, |event| match backlog.phase {
+        Phase::Authored => event.pubkey() == key && event.kind() != Kind::VANISH,
+        Phase::Wrapped => {
+            event.kind() == Kind::GIFT_WRAP && recipients(event).any(|recipient| recipient == key)
+        }
+    })?;
+    let erased = erase_all(t, &walk.events)?;
+    match (walk.next, backlog.phase) {
+        (Some(next), _) => {
+            backlog.next = next;
+            t.put_backlog(key, &backlog)?;
+        }
+        (None, Phase::Authored) => {
+            backlog.phase = Phase::Wrapped;
+            backlog.next = Suffix::newest(backlog.up_to);
+            t.put_backlog(key, &backlog)?;
+        }
+        (None, Phase::Wrapped) => t.delete_backlog(key)?,
+    }
+    Ok(erased)
+}
+
+struct Walk {
+    events: Vec<Sequence>,
+    /// Where to go on; `None` at the end of the range.
+    next: Option<Suffix>,
+}
+
+fn walk(
+    t: &Transaction<'_>,
+    table: Table,
+    prefix: &[u8],
+    backlog: Backlog,
+    events_max: usize,
+    covered: impl Fn(EventView<'_>) -> bool,
+) -> Result<Walk, StoreError> {
+    let from = [prefix, &backlog.next.0].concat();
+    let to = [prefix, &Suffix::oldest(0).0].concat();
+    let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));
+    let mut events = Vec::new();
+    for (examined, entry) in table.range(t.read(), &range)?.enumerate() {
+        let (key, _) = entry?;
+        let suffix = suffix_of(key)?;
+        if events.len() == events_max || examined == events_max.saturating_mul(16) {
+            return Ok(Walk { events, next: Some(suffix) });
+        }
+        if covered(t.environment().indexed(t.read(), suffix.seq())?) {
+            events.push(suffix.seq());
+        }
+    }
+    Ok(Walk { events, next: None })
+}

@@ -1,0 +1,347 @@
+//! Durable events: LMDB through heed.
+//!
+//! **Owner threads.** One [`Writer`] thread applies submissions, one transaction a batch, and
+//! publishes what was committed. A few [`Readers`] threads run stored queries, slice by slice.
+//! Shards never come here: a page fault would stall every connection they own. [`Store`] itself
+//! may be used from any thread; a second writing thread (an operator's deletion) waits for its
+//! turn at LMDB's lock.
+//!
+//! **In:** [`Submission`]s, [`Query`]s. **Out:** [`CommitBatch`]es, `Chunk`s.
+//!
+//! | file | what |
+//! |---|---|
+//! | `schema` | tables, keys, values |
+//! | `environment` | opening, locking, the tables' handles |
+//! | `transaction` | how an event comes and goes in the tables |
+//! | `apply`, `maintain`, `visible`, `names` | the rules: what is stored, erased, served |
+//! | `plan`, `scan`, `export` | reading |
+//! | `writer`, `readers` | the threads: the only places with a clock and channels |
+//! | `check` | every table against every event |
+//!
+//! **Invariants**, which [`Store::check`] walks:
+//! - A commit is on disk when [`Store::apply`] returns: no OK before that.
+//! - Every stored event has exactly its entries in every index, and no entry is without its event.
+//! - Sequence numbers only grow and are never used again, whatever is erased.
+//! - Of an address (NIP-01) at most one version is stored, and its high-water mark names it.
+//! - What is visible depends on which events came in, not on their order (see `apply`).
+//! - No read transaction outlives a slice; only `check` holds one for as long as it runs.
+//! - One process writes a directory; others may read it at the same time.
+
+mod apply;
+mod check;
+mod environment;
+mod error;
+mod export;
+mod maintain;
+mod names;
+mod plan;
+mod readers;
+mod scan;
+mod schema;
+mod transaction;
+mod visible;
+mod writer;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+pub use check::Report;
+pub use environment::Options;
+pub use error::StoreError;
+pub use export::ExportRange;
+pub use maintain::Maintained;
+pub use names::RelayNames;
+pub use readers::{ReadJob, Readers, ReadersHandle};
+pub use scan::{Scan, SliceBudget};
+pub use schema::{CREATED_AT_MAX, SCHEMA_VERSION};
+pub use writer::{CommitSink, CommitStats, Writer, WriterHandle, WriterOptions};
+
+use environment::{Environment, Mode, lock_directory};
+
+use crate::nostr::Filter;
+use crate::relay::ports::{CommitBatch, Query, Sequence, Submission};
+
+/// Entries examined between two looks at whether the transaction should end, where nobody waits.
+const ENTRIES_PER_CHUNK: usize = 20_000;
+
+/// How long [`Store::reopen`] waits for readers to finish their slices.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
+/// A data directory, open. Cheap to clone; closed with its last clone.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    options: Options,
+    mode: Mode,
+    /// `None` only while, or after, a reopening failed. Dropped before the lock below.
+    environment: RwLock<Option<Arc<Environment>>>,
+    /// Held for as long as the store is open for writing.
+    _lock: Option<File>,
+}
+
+/// What a store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Events stored, those included that wait to be erased.
+    pub events: u64,
+    /// The last sequence number given.
+    pub last_sequence: Sequence,
+    /// How far the replicated log has been applied; 0 without one.
+    pub applied_log_sequence: u64,
+    /// [`SCHEMA_VERSION`] of the store.
+    pub schema_version: u64,
+    /// Length of the data file.
+    pub disk_bytes: u64,
+    /// Bytes of it that pages in use take.
+    pub used_bytes: u64,
+    /// What the data file may grow to.
+    pub map_bytes_max: u64,
+    /// Read transactions open at the moment, of all processes.
+    pub readers: u32,
+    /// Every table, in the order of the schema.
+    pub tables: Vec<TableInfo>,
+}
+
+/// The size of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableInfo {
+    /// Its name in the schema.
+    pub name: &'static str,
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of its pages.
+    pub bytes: u64,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Shared { dir, mode, .. } = &*self.shared;
+        f.debug_struct("Store").field("dir", dir).field("mode", mode).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens `dir` for writing and reading; creates it, and a store in it, if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::Held`] when another writer has it; [`StoreError::Schema`] when another build
+    /// wrote it; otherwise what LMDB or the file system said.
+    pub fn open(dir: impl AsRef<Path>, options: &Options) -> Result<Self, StoreError> {
+        let dir = dir.as_ref();
+        let lock = lock_directory(dir)?;
+        Self::with(dir, options, Mode::ReadWrite, Some(lock))
+    }
+
+    /// Opens `dir` for reading only, also while a relay writes it.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when there is no store; otherwise as [`Store::open`], but for
+    /// `Held`.
+    pub fn open_read_only(dir: impl AsRef<Path>, options: &Options) -> Result<Self, StoreError> {
+        let dir = dir.as_ref();
+        if !dir.join("data.mdb").is_file() {
+            return Err(StoreError::Missing { dir: dir.into() });
+        }
+        Self::with(dir, options, Mode::ReadOnly, None)
+    }
+
+    fn with(
+        dir: &Path,
+        options: &Options,
+        mode: Mode,
+        lock: Option<File>,
+    ) -> Result<Self, StoreError> {
+        let environment = Environment::open(dir, options, mode)?;
+        let shared = Shared {
+            dir: dir.into(),
+            options: options.clone(),
+            mode,
+            environment: RwLock::new(Some(Arc::new(environment))),
+            _lock: lock,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// Applies a batch in one transaction, durable when this returns. A pure function of what is
+    /// stored, the batch, `now` (seconds) and the relay's names; the rules are in `apply`.
+    /// `stored` lists every event the batch added, also one that a later event of it erased.
+    ///
+    /// # Errors
+    /// Then nothing of the batch is stored. [`StoreError::Unstorable`] if it holds an ephemeral
+    /// event or one from the year 36812 on: whoever submits keeps them away.
+    pub fn apply(
+        &self,
+        batch: &[Submission],
+        now: u64,
+        names: &RelayNames,
+    ) -> Result<CommitBatch, StoreError> {
+        self.write(|environment| apply::apply(environment, batch, now, names))
+    }
+
+    /// Plans a query; [`Scan::slice`] runs it.
+    ///
+    /// # Errors
+    /// When the environment is lost.
+    pub fn scan(&self, query: Query) -> Result<Scan, StoreError> {
+        Ok(Scan::new(query, &self.environment()?.hasher))
+    }
+
+    /// The number of visible events that match one of the filters, their `limit`s aside. The
+    /// transaction is dropped now and then; commits meanwhile do not count.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn count(&self, filters: &[Filter], now: u64) -> Result<u64, StoreError> {
+        let mut scan = self.scan_all(filters)?;
+        let mut count = 0;
+        while !scan.is_done() {
+            count += scan.count_slice(self, ENTRIES_PER_CHUNK, now)?;
+        }
+        Ok(count)
+    }
+
+    /// Plans a query for every event that matches one of the filters, their `limit`s aside.
+    ///
+    /// # Errors
+    /// When the environment is lost.
+    pub fn scan_all(&self, filters: &[Filter]) -> Result<Scan, StoreError> {
+        let unlimited = |filter: &Filter| Filter { limit: None, ..filter.clone() };
+        let filters = filters.iter().map(unlimited).collect();
+        self.scan(Query { filters, limit_max: u64::MAX })
+    }
+
+    /// Erases the next of a scan's events, at most `events_max` in one transaction; answers how
+    /// many. The deletion is done when the scan is. No tombstones: the same events may come again.
+    /// With `dry_run` they are only counted.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written; then nothing of this slice is erased.
+    pub fn delete_slice(
+        &self,
+        scan: &mut Scan,
+        events_max: usize,
+        now: u64,
+        dry_run: bool,
+    ) -> Result<u64, StoreError> {
+        let mut events = Vec::new();
+        scan.sequences(self, ENTRIES_PER_CHUNK, now, &mut |seq| {
+            let room = events.is_empty() || events.len() < events_max;
+            if room {
+                events.push(seq);
+            }
+            room
+        })?;
+        if dry_run || events.is_empty() {
+            return Ok(events.len() as u64);
+        }
+        self.write(|environment| maintain::erase(environment, &events))
+    }
+
+    /// Erases every event that matches one of the filters, 1,000 a transaction; answers how many.
+    ///
+    /// # Errors
+    /// As [`Store::delete_slice`]; earlier slices stay erased.
+    pub fn delete(&self, filters: &[Filter], now: u64, dry_run: bool) -> Result<u64, StoreError> {
+        let mut scan = self.scan_all(filters)?;
+        let mut erased = 0;
+        while !scan.is_done() {
+            erased += self.delete_slice(&mut scan, 1000, now, dry_run)?;
+        }
+        Ok(erased)
+    }
+
+    /// Erases up to `events_max` events that have expired or whose author has vanished, in one
+    /// transaction. They are not visible even before.
+    ///
+    /// # Errors
+    /// When the store cannot be written; then nothing is erased.
+    pub fn maintain(&self, now: u64, events_max: usize) -> Result<Maintained, StoreError> {
+        self.write(|environment| {
+            // A reader that was killed pins the pages it saw until its slot is cleared.
+            environment.env.clear_stale_readers()?;
+            maintain::maintain(environment, now, events_max)
+        })
+    }
+
+    /// What the store holds.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn info(&self) -> Result<Info, StoreError> {
+        let environment = self.environment()?;
+        let txn = environment.env.read_txn()?;
+        let env_info = environment.env.info();
+        let mut tables = Vec::new();
+        for (name, table) in environment.tables.named() {
+            let stat = table.stat(&txn)?;
+            let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+            let bytes = pages as u64 * u64::from(stat.page_size);
+            tables.push(TableInfo { name, entries: stat.entries as u64, bytes });
+        }
+        let meta = |name| environment::meta_u64(&environment.tables, &txn, name);
+        Ok(Info {
+            events: environment.tables.event.len(&txn)?,
+            last_sequence: environment.last_sequence(&txn)?,
+            applied_log_sequence: meta(schema::META_APPLIED_LOG)?,
+            schema_version: meta(schema::META_SCHEMA)?,
+            disk_bytes: environment.env.real_disk_size()?,
+            used_bytes: tables.iter().map(|table| table.bytes).sum(),
+            map_bytes_max: env_info.map_size as u64,
+            readers: env_info.number_of_readers,
+            tables,
+        })
+    }
+
+    /// Closes the environment and opens it again, which a fatal error of LMDB asks for. Waits for
+    /// the slices under way.
+    ///
+    /// # Errors
+    /// When that fails; the store is unusable until a later call succeeds.
+    pub fn reopen(&self) -> Result<(), StoreError> {
+        let Shared { dir, options, mode, environment, .. } = &*self.shared;
+        let mut slot = environment.write().unwrap_or_else(PoisonError::into_inner);
+        *slot = None;
+        let path = dir.canonicalize().map_err(StoreError::io(dir))?;
+        if let Some(closing) = heed::env_closing_event(path)
+            && !closing.wait_timeout(CLOSE_WAIT)
+        {
+            return Err(StoreError::Busy { dir: dir.clone() });
+        }
+        *slot = Some(Arc::new(Environment::open(dir, options, *mode)?));
+        Ok(())
+    }
+
+    fn environment(&self) -> Result<Arc<Environment>, StoreError> {
+        let slot = self.shared.environment.read().unwrap_or_else(PoisonError::into_inner);
+        slot.clone().ok_or_else(|| StoreError::Busy { dir: self.shared.dir.clone() })
+    }
+
+    fn write<T>(
+        &self,
+        write: impl FnOnce(&Environment) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let Shared { dir, options, mode, .. } = &*self.shared;
+        if *mode == Mode::ReadOnly {
+            return Err(StoreError::ReadOnly { dir: dir.clone() });
+        }
+        let environment = self.environment()?;
+        write(&environment).map_err(|error| error.in_directory(dir, options.map_bytes_max))
+    }
+}

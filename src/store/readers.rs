@@ -1,0 +1,140 @@
+//! The reader pool: threads that run stored queries for shards, which must not wait for a disk.
+//!
+//! A job is one slice. Its scan comes back with the slice's chunk and is submitted again when the
+//! subscription has room for more: nothing is read ahead of who consumes it, and jobs of many
+//! subscriptions take turns.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Store;
+use super::scan::{Scan, SliceBudget};
+use crate::relay::ports::Chunk;
+
+/// One slice to be read.
+pub struct ReadJob {
+    /// The query; it comes back through `deliver`.
+    pub scan: Box<Scan>,
+    /// Runs on the reader's thread: it hands over and returns, it does not wait.
+    pub deliver: Box<dyn FnOnce(Box<Scan>, Chunk) + Send>,
+}
+
+/// Where jobs are submitted. Cheap to clone.
+#[derive(Clone)]
+pub struct ReadersHandle {
+    jobs: flume::Sender<Work>,
+}
+
+/// The pool. Dropping it without [`Readers::close`] leaves the threads to end by themselves when
+/// the last handle is gone.
+pub struct Readers {
+    handle: ReadersHandle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+enum Work {
+    Read(ReadJob),
+    /// Ends the thread that takes it.
+    Close,
+}
+
+impl ReadersHandle {
+    /// Submits a job without waiting.
+    ///
+    /// # Errors
+    /// The job comes back when the queue is full or the pool is closed.
+    pub fn try_submit(&self, job: ReadJob) -> Result<(), ReadJob> {
+        self.jobs.try_send(Work::Read(job)).map_err(|error| returned(error.into_inner()))
+    }
+
+    /// Submits a job as soon as the queue has room. Cancelling drops the job.
+    ///
+    /// # Errors
+    /// The job comes back when the pool is closed.
+    pub async fn submit(&self, job: ReadJob) -> Result<(), ReadJob> {
+        self.jobs.send_async(Work::Read(job)).await.map_err(|error| returned(error.into_inner()))
+    }
+
+    /// Jobs waiting.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.jobs.len()
+    }
+}
+
+fn returned(work: Work) -> ReadJob {
+    match work {
+        Work::Read(job) => job,
+        Work::Close => unreachable!("handles submit jobs only"),
+    }
+}
+
+impl Readers {
+    /// Starts `threads` readers on one queue of `queue_capacity` jobs; `budget` bounds a slice.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn spawn(
+        store: &Store,
+        threads: usize,
+        queue_capacity: usize,
+        budget: SliceBudget,
+    ) -> std::io::Result<Self> {
+        let (sender, receiver) = flume::bounded(queue_capacity.max(1));
+        let mut started = Vec::with_capacity(threads);
+        for number in 0..threads.max(1) {
+            let (store, receiver) = (store.clone(), receiver.clone());
+            let thread = std::thread::Builder::new().name(format!("reader-{number}"));
+            started.push(thread.spawn(move || read(&store, &receiver, &budget))?);
+        }
+        Ok(Self { handle: ReadersHandle { jobs: sender }, threads: started })
+    }
+
+    /// Where to submit jobs.
+    #[must_use]
+    pub fn handle(&self) -> ReadersHandle {
+        self.handle.clone()
+    }
+
+    /// Runs what is queued, then ends the threads. Jobs submitted later come back.
+    pub fn close(self) {
+        for _ in &self.threads {
+            // Fails only when every thread has ended already.
+            let _ = self.handle.jobs.send(Work::Close);
+        }
+        for thread in self.threads {
+            // A reader catches the panics of its jobs; nothing is left to be told here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A reader's life.
+fn read(store: &Store, jobs: &flume::Receiver<Work>, budget: &SliceBudget) {
+    while let Ok(Work::Read(ReadJob { mut scan, deliver })) = jobs.recv() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        // A scan that failed is never run again, so no broken state is seen.
+        let slice = catch_unwind(AssertUnwindSafe(|| scan.slice(store, budget, now)));
+        let chunk = match slice {
+            Ok(Ok(chunk)) => chunk,
+            Ok(Err(error)) => failed(error.to_string()),
+            Err(panic) => failed(format!("reader panicked: {}", message(&*panic))),
+        };
+        // What the receiver does with a chunk is its own affair: the pool lives on.
+        let _ = catch_unwind(AssertUnwindSafe(|| deliver(scan, chunk)));
+    }
+}
+
+fn failed(text: String) -> Chunk {
+    Chunk { done: true, failed: Some(text), ..Chunk::default() }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

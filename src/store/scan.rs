@@ -1,0 +1,452 @@
+//! Stored queries, slice by slice: an owned, resumable merge of index ranges.
+//!
+//! No transaction outlives a slice, so a slow reader never pins old pages. What is kept between
+//! slices is where each range stands: the *heads*, a heap of suffixes. A head is a lower bound:
+//! it is sought again when its turn comes in a later slice, and moves on if its entry has been
+//! erased meanwhile. Ranges whose turn does not come cost nothing.
+//!
+//! One step takes the smallest head and either moves it to the entry really there, or judges that
+//! entry and moves to the next. Every step makes progress that is kept, so any budget ends.
+//!
+//! **Snapshot.** The first slice notes the last sequence number; later slices pass over what came
+//! after. Within that, an event is handed out once: all entries of one event have one suffix, so
+//! they follow each other in the merge.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+use std::ops::Bound;
+
+use bytes::BytesMut;
+use heed::types::Bytes as Raw;
+use heed::{RoRange, RoTxn};
+
+use super::environment::Environment;
+use super::error::StoreError;
+use super::plan::{Index, Source, bounds, plan};
+use super::schema::{Hasher, SUFFIX_BYTES, Suffix};
+use super::transaction::{find, suffix_of};
+use super::{Store, visible};
+use crate::nostr::{EventView, Filter};
+use crate::relay::ports::{Chunk, Query, Sequence};
+
+/// How much one slice may do. A slice makes progress under any budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceBudget {
+    /// Index entries examined, whether they match or not.
+    pub entries: usize,
+    /// Bytes of JSON handed out; one event may be larger than that.
+    pub bytes: usize,
+    /// Events handed out.
+    pub events: usize,
+}
+
+/// A stored query and how far it has come. Owned, without any transaction; may change threads
+/// and may be dropped at any time.
+#[derive(Debug)]
+pub struct Scan {
+    filters: Vec<FilterScan>,
+    sources: Vec<Source>,
+    /// Where each source that is not exhausted stands, smallest first.
+    heads: BinaryHeap<Reverse<(Suffix, u32)>>,
+    /// Set by the first slice.
+    snapshot: Option<Sequence>,
+    /// The event handed out last.
+    last: Option<Suffix>,
+    /// Whether a filter ended at its limit rather than at its last match.
+    limited: bool,
+}
+
+#[derive(Debug)]
+struct FilterScan {
+    filter: Filter,
+    /// Events it may still yield.
+    left: u64,
+    /// The event it judged last.
+    judged: Option<Suffix>,
+    oldest: Suffix,
+    ids: Option<Ids>,
+}
+
+/// The ids of a filter: first looked up, then handed out in order.
+#[derive(Debug, Default)]
+struct Ids {
+    /// `0 <= looked_up <= ids.len()`.
+    looked_up: usize,
+    /// What was found; descending once all are looked up, so that the next is at the end.
+    found: Vec<Suffix>,
+}
+
+impl Scan {
+    /// Plans a query. Nothing is read yet.
+    pub(super) fn new(query: Query, hasher: &Hasher) -> Self {
+        let mut scan = Self {
+            filters: Vec::with_capacity(query.filters.len()),
+            sources: Vec::new(),
+            heads: BinaryHeap::new(),
+            snapshot: None,
+            last: None,
+            limited: false,
+        };
+        for filter in query.filters {
+            let left = filter.limit.unwrap_or(u64::MAX).min(query.limit_max);
+            let Some((newest, oldest)) = bounds(&filter) else { continue };
+            if left == 0 {
+                scan.limited = true;
+                continue;
+            }
+            let number = u32::try_from(scan.filters.len()).expect("bounded by the message");
+            let first = scan.sources.len();
+            plan(&filter, number, hasher, &mut scan.sources);
+            let ids = filter.ids.as_ref().map(|_| Ids::default());
+            if ids.is_none() {
+                for source in first..scan.sources.len() {
+                    let source = u32::try_from(source).expect("bounded by the message");
+                    scan.heads.push(Reverse((newest, source)));
+                }
+            }
+            scan.filters.push(FilterScan { filter, left, judged: None, oldest, ids });
+        }
+        scan
+    }
+
+    /// Goes on by one slice. `now` (seconds) decides what has expired. After an error the scan is
+    /// where it was before the slice or later, never earlier.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn slice(
+        &mut self,
+        store: &Store,
+        budget: &SliceBudget,
+        now: u64,
+    ) -> Result<Chunk, StoreError> {
+        let environment = store.environment()?;
+        let txn = environment.env.read_txn()?;
+        let mut jsons: Vec<&[u8]> = Vec::new();
+        let mut bytes = 0;
+        self.run(&environment, &txn, budget.entries, now, &mut |_, event| {
+            let json = event.json();
+            let fits = jsons.is_empty()
+                || (jsons.len() < budget.events && bytes + json.len() <= budget.bytes);
+            if fits {
+                bytes += json.len();
+                jsons.push(json);
+            }
+            fits
+        })?;
+        // One allocation of the exact size; the events share it.
+        let mut whole = BytesMut::with_capacity(bytes);
+        for json in &jsons {
+            whole.extend_from_slice(json);
+        }
+        let mut whole = whole.freeze();
+        let events = jsons.iter().map(|json| whole.split_to(json.len())).collect();
+        let snapshot = self.snapshot.unwrap_or_default();
+        Ok(Chunk { snapshot, events, done: self.is_done(), failed: None })
+    }
+
+    /// Goes on by at most `entries` index entries, counting instead of handing out.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn count_slice(
+        &mut self,
+        store: &Store,
+        entries: usize,
+        now: u64,
+    ) -> Result<u64, StoreError> {
+        let mut count = 0;
+        self.sequences(store, entries, now, &mut |_| {
+            count += 1;
+            true
+        })?;
+        Ok(count)
+    }
+
+    /// Whether nothing follows.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.heads.is_empty() && self.filters.iter().all(FilterScan::is_looked_up)
+    }
+
+    /// Whether a filter ended at its limit: more may match than was handed out (NIP-67).
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.limited
+    }
+
+    /// Goes on by one slice, handing sequence numbers to `take` until it answers false.
+    pub(super) fn sequences(
+        &mut self,
+        store: &Store,
+        entries: usize,
+        now: u64,
+        take: &mut dyn FnMut(Sequence) -> bool,
+    ) -> Result<(), StoreError> {
+        let environment = store.environment()?;
+        let txn = environment.env.read_txn()?;
+        self.run(&environment, &txn, entries, now, &mut |suffix, _| take(suffix.seq()))
+    }
+
+    /// Steps until the entries are used up, nothing is left, or `accept` has no room for an event.
+    fn run<'t>(
+        &mut self,
+        environment: &'t Environment,
+        txn: &'t RoTxn<'t>,
+        entries: usize,
+        now: u64,
+        accept: &mut dyn FnMut(Suffix, EventView<'t>) -> bool,
+    ) -> Result<(), StoreError> {
+        let snapshot = match self.snapshot {
+            Some(snapshot) => snapshot,
+            None => *self.snapshot.insert(environment.last_sequence(txn)?),
+        };
+        let mut left = entries.max(1);
+        self.look_up_ids(environment, txn, &mut left)?;
+        if left == 0 {
+            return Ok(());
+        }
+        let mut slice = Slice {
+            environment,
+            txn,
+            now,
+            snapshot,
+            any_vanishing: !environment.tables.backlog.is_empty(txn)?,
+            cursors: std::iter::repeat_with(|| None).take(self.sources.len()).collect(),
+            loaded: None,
+        };
+        while left > 0 && self.step(&mut slice, accept)? {
+            left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Looks up ids while entries are left, and lines up those of a filter when it has them all.
+    fn look_up_ids(
+        &mut self,
+        environment: &Environment,
+        txn: &RoTxn<'_>,
+        left: &mut usize,
+    ) -> Result<(), StoreError> {
+        for (number, source) in (0u32..).zip(&self.sources) {
+            let filter = &mut self.filters[source.filter as usize];
+            let (Some(wanted), Some(ids)) = (&filter.filter.ids, &mut filter.ids) else { continue };
+            if ids.looked_up == wanted.len() {
+                continue;
+            }
+            while *left > 0 && ids.looked_up < wanted.len() {
+                if let Some(seq) = find(environment, txn, &wanted[ids.looked_up])? {
+                    ids.found.push(Suffix::of(environment.indexed(txn, seq)?, seq));
+                }
+                ids.looked_up += 1;
+                *left -= 1;
+            }
+            if ids.looked_up < wanted.len() {
+                return Ok(());
+            }
+            ids.found.sort_unstable_by_key(|suffix| Reverse(*suffix));
+            self.heads.extend(ids.found.pop().map(|first| Reverse((first, number))));
+        }
+        Ok(())
+    }
+
+    /// Takes one step; false when nothing is left or there is no room.
+    fn step<'t>(
+        &mut self,
+        slice: &mut Slice<'t>,
+        accept: &mut dyn FnMut(Suffix, EventView<'t>) -> bool,
+    ) -> Result<bool, StoreError> {
+        let Some(mut head) = self.heads.peek_mut() else { return Ok(false) };
+        let Reverse((suffix, number)) = *head;
+        let source = &self.sources[number as usize];
+        let filter = &mut self.filters[source.filter as usize];
+        let hint = if source.index == Index::Ids {
+            &[][..]
+        } else {
+            let cursor = slice.cursor(number, source, suffix, filter.oldest)?;
+            match cursor.entry {
+                None => {
+                    PeekMut::pop(head);
+                    return Ok(true);
+                }
+                Some((found, _)) if found != suffix => {
+                    *head = Reverse((found, number));
+                    return Ok(true);
+                }
+                Some((_, hint)) => hint,
+            }
+        };
+        if filter.judged != Some(suffix) {
+            if let Some(event) = slice.matching(&filter.filter, source, suffix, hint)? {
+                if self.last != Some(suffix) {
+                    if !accept(suffix, event) {
+                        return Ok(false);
+                    }
+                    self.last = Some(suffix);
+                }
+                filter.left -= 1;
+            }
+            filter.judged = Some(suffix);
+        }
+        if filter.left == 0 {
+            let finished = source.filter;
+            drop(head);
+            self.limited = true;
+            let sources = &self.sources;
+            self.heads.retain(|Reverse((_, n))| sources[*n as usize].filter != finished);
+            return Ok(true);
+        }
+        let next = match &mut filter.ids {
+            Some(ids) => ids.found.pop(),
+            None => slice.advance(number)?,
+        };
+        match next {
+            Some(next) => *head = Reverse((next, number)),
+            None => drop(PeekMut::pop(head)),
+        }
+        Ok(true)
+    }
+}
+
+impl FilterScan {
+    fn is_looked_up(&self) -> bool {
+        match (&self.filter.ids, &self.ids) {
+            (Some(wanted), Some(ids)) => ids.looked_up == wanted.len(),
+            _ => true,
+        }
+    }
+}
+
+/// What lives as long as one read transaction.
+struct Slice<'t> {
+    environment: &'t Environment,
+    txn: &'t RoTxn<'t>,
+    now: u64,
+    snapshot: Sequence,
+    any_vanishing: bool,
+    /// One a source, opened when its turn comes.
+    cursors: Vec<Option<Box<Cursor<'t>>>>,
+    /// The record loaded last; `None` inside when it may not be served.
+    loaded: Option<(Suffix, Option<EventView<'t>>)>,
+}
+
+struct Cursor<'t> {
+    range: RoRange<'t, Raw, Raw>,
+    /// Where it stands; `None` at the end of its range.
+    entry: Option<(Suffix, &'t [u8])>,
+}
+
+impl Cursor<'_> {
+    fn advance(&mut self) -> Result<(), StoreError> {
+        self.entry = match self.range.next() {
+            None => None,
+            Some(entry) => {
+                let (key, value) = entry?;
+                Some((suffix_of(key)?, value))
+            }
+        };
+        Ok(())
+    }
+}
+
+impl<'t> Slice<'t> {
+    /// The cursor of a source, at or behind `from` when it is new.
+    fn cursor(
+        &mut self,
+        number: u32,
+        source: &Source,
+        from: Suffix,
+        to: Suffix,
+    ) -> Result<&Cursor<'t>, StoreError> {
+        let slot = &mut self.cursors[number as usize];
+        if slot.is_none() {
+            let tables = &self.environment.tables;
+            let table = match source.index {
+                Index::Time => tables.time,
+                Index::Author => tables.author,
+                Index::AuthorKind => tables.author_kind,
+                Index::Kind => tables.kind,
+                Index::Tag => tables.tag,
+                Index::Ids => unreachable!("ids have no table"),
+            };
+            let (mut low, mut high) = ([0; 10 + SUFFIX_BYTES], [0; 10 + SUFFIX_BYTES]);
+            let range = (
+                Bound::Included(bound(&mut low, source.prefix(), &from)),
+                Bound::Included(bound(&mut high, source.prefix(), &to)),
+            );
+            let range = table.range(self.txn, &range)?;
+            let mut cursor = Box::new(Cursor { range, entry: None });
+            cursor.advance()?;
+            *slot = Some(cursor);
+        }
+        Ok(slot.as_deref().expect("it was just put there"))
+    }
+
+    /// Moves the cursor of a source on.
+    fn advance(&mut self, number: u32) -> Result<Option<Suffix>, StoreError> {
+        let cursor = self.cursors[number as usize].as_mut().expect("a judged source has a cursor");
+        cursor.advance()?;
+        Ok(cursor.entry.map(|(suffix, _)| suffix))
+    }
+
+    /// The event, if it is in the snapshot, may be served and matches.
+    fn matching(
+        &mut self,
+        filter: &Filter,
+        source: &Source,
+        suffix: Suffix,
+        hint: &[u8],
+    ) -> Result<Option<EventView<'t>>, StoreError> {
+        if suffix.seq() > self.snapshot || (source.index == Index::Tag && !may_match(filter, hint))
+        {
+            return Ok(None);
+        }
+        let event = match self.loaded {
+            Some((loaded, event)) if loaded == suffix => event,
+            _ => {
+                let event = self.load(source, suffix)?;
+                self.loaded = Some((suffix, event));
+                event
+            }
+        };
+        Ok(event.filter(|event| filter.matches(*event)))
+    }
+
+    fn load(&self, source: &Source, suffix: Suffix) -> Result<Option<EventView<'t>>, StoreError> {
+        let Some(event) = self.environment.event(self.txn, suffix.seq())? else {
+            if source.index == Index::Ids {
+                // Looked up in an earlier slice and erased since.
+                return Ok(None);
+            }
+            return Err(StoreError::Damaged(format!(
+                "an index names event {}, which is not stored",
+                suffix.seq()
+            )));
+        };
+        let visible = if self.any_vanishing {
+            visible::is_visible(self.environment, self.txn, event, self.now)?
+        } else {
+            !event.is_expired(self.now)
+        };
+        Ok(visible.then_some(event))
+    }
+}
+
+/// Joins a prefix and a suffix into `buffer`, which holds any.
+fn bound<'b>(buffer: &'b mut [u8; 10 + SUFFIX_BYTES], prefix: &[u8], suffix: &Suffix) -> &'b [u8] {
+    let end = prefix.len() + SUFFIX_BYTES;
+    buffer[..prefix.len()].copy_from_slice(prefix);
+    buffer[prefix.len()..end].copy_from_slice(&suffix.0);
+    &buffer[..end]
+}
+
+/// Whether the kind and the author's first bytes, which a tag entry carries, leave a chance.
+fn may_match(filter: &Filter, hint: &[u8]) -> bool {
+    let Some((kind, author)) = hint.split_first_chunk::<2>() else { return true };
+    filter.kinds.as_ref().is_none_or(|k| k.binary_search(&u16::from_be_bytes(*kind)).is_ok())
+        && filter
+            .authors
+            .as_ref()
+            .is_none_or(|a| a.binary_search_by(|full| full[..8].cmp(author)).is_ok())
+}

@@ -1,0 +1,355 @@
+//! Tables, keys and values. Pure: bytes in, bytes out.
+//!
+//! Every integer is big-endian, so that byte order is numeric order.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `event` | seq(8) | the record ([`crate::nostr::event`]) |
+//! | `id` | id[0..16] (or id(32), see below) | seq(6) |
+//! | `time` | SUF | id(32) |
+//! | `author` | pubkey[0..8] ‖ SUF | – |
+//! | `author_kind` | pubkey[0..8] ‖ kind(2) ‖ SUF | – |
+//! | `kind` | kind(2) ‖ SUF | – |
+//! | `tag` | letter(1) ‖ hash(8) of the value ‖ SUF | kind(2) ‖ pubkey[0..8] |
+//! | `expire` | expiration(8) ‖ seq(6) | – |
+//! | `replace` | pubkey(32) ‖ kind(2) ‖ hash(16) of `d` | `inv_created_at`(5) ‖ id(32) ‖ seq(6), 0 = none is stored |
+//! | `tomb_id` | id(32) of the deleted event ‖ pubkey(32) of the deleter | `created_at`(8) of the request |
+//! | `tomb_addr` | as `replace` | versions up to this `created_at`(8) are deleted |
+//! | `vanish` | pubkey(32) | events up to this `created_at`(8) are gone |
+//! | `backlog` | pubkey(32) | [`Backlog`]: what of a vanish is still to be erased |
+//! | `meta` | name | see the `META_*` constants |
+//!
+//! `SUF = inv_created_at(5) ‖ id[0..8] ‖ seq(6)` with `inv_created_at = 2^40 − 1 − created_at`: a
+//! forward scan is newest first and lowest id first on a tie (NIP-01).
+//!
+//! **Truncated keys.** `pubkey[0..8]` and hashed tag values only narrow a search: whoever follows
+//! an index entry verifies the record. Two ids that share 16 bytes are both kept: the later one
+//! lies under its full id, right behind the 16-byte key. Two events of one second whose ids share
+//! 8 bytes are served in order of arrival.
+//!
+//! **The mark.** A `replace` value is a high-water mark: the newest version ever seen of an
+//! address, whether it is stored (seq ≠ 0) or was deleted (seq = 0).
+//!
+//! Hashes are keyed by a random key made with the store, so nobody can aim at collisions.
+
+use std::hash::Hasher as _;
+
+use siphasher::sip::SipHasher13;
+use siphasher::sip128::{Hasher128 as _, SipHasher13 as SipHasher13x128};
+
+use crate::nostr::event::{Id, KindClass, Pubkey};
+use crate::nostr::{EventView, Kind, TagRef};
+use crate::relay::ports::Sequence;
+
+/// Version of the tables; a store with another one is refused.
+pub const SCHEMA_VERSION: u64 = 1;
+
+/// `created_at` of a stored event stays below this: it has five bytes in the keys.
+pub const CREATED_AT_MAX: u64 = (1 << 40) - 1;
+
+/// Sequence numbers have six bytes in the keys.
+pub const SEQUENCE_MAX: Sequence = (1 << 48) - 1;
+
+/// meta: [`SCHEMA_VERSION`], 8 bytes.
+pub(super) const META_SCHEMA: &[u8] = b"schema";
+/// meta: the last sequence number ever given, 8 bytes; never goes back, whatever is erased.
+pub(super) const META_LAST_SEQUENCE: &[u8] = b"last_seq";
+/// meta: how far the replicated log has been applied, 8 bytes.
+pub(super) const META_APPLIED_LOG: &[u8] = b"applied_log_seq";
+/// meta: the key of every hash in the tables, 16 bytes.
+pub(super) const META_HASH_KEY: &[u8] = b"hash_key";
+
+/// Bytes of a [`Suffix`].
+pub(super) const SUFFIX_BYTES: usize = 19;
+
+/// `inv_created_at(5) ‖ id[0..8] ‖ seq(6)`: the order of results and what every index key ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Suffix(pub [u8; SUFFIX_BYTES]);
+
+impl Suffix {
+    pub fn of(event: EventView<'_>, seq: Sequence) -> Self {
+        let mut bytes = [0; SUFFIX_BYTES];
+        bytes[..5].copy_from_slice(&invert(event.created_at()));
+        bytes[5..13].copy_from_slice(&event.id()[..8]);
+        bytes[13..].copy_from_slice(&short(seq));
+        Self(bytes)
+    }
+
+    /// At or before every event with `created_at <= until`, after all others.
+    pub fn newest(until: u64) -> Self {
+        let mut bytes = [0; SUFFIX_BYTES];
+        bytes[..5].copy_from_slice(&invert(until));
+        Self(bytes)
+    }
+
+    /// At or after every event with `created_at >= since`, before all others.
+    pub fn oldest(since: u64) -> Self {
+        let mut bytes = [0xff; SUFFIX_BYTES];
+        bytes[..5].copy_from_slice(&invert(since));
+        Self(bytes)
+    }
+
+    /// The suffix a key ends in; `None` when it is too short.
+    pub fn ending(key: &[u8]) -> Option<Self> {
+        key.last_chunk().copied().map(Self)
+    }
+
+    pub fn seq(&self) -> Sequence {
+        long(*self.0.last_chunk().expect("19 bytes end in 6"))
+    }
+}
+
+/// 2^40 − 1 − `created_at`, clamped: filters may ask beyond what is ever stored.
+fn invert(created_at: u64) -> [u8; 5] {
+    let inverted = CREATED_AT_MAX - created_at.min(CREATED_AT_MAX);
+    *inverted.to_be_bytes().last_chunk().expect("8 bytes end in 5")
+}
+
+/// A sequence number as it lies in keys.
+pub(super) fn short(seq: Sequence) -> [u8; 6] {
+    debug_assert!(seq <= SEQUENCE_MAX);
+    *seq.to_be_bytes().last_chunk().expect("8 bytes end in 6")
+}
+
+/// Undoes [`short`].
+pub(super) fn long(short: [u8; 6]) -> Sequence {
+    let mut bytes = [0; 8];
+    bytes[2..].copy_from_slice(&short);
+    Sequence::from_be_bytes(bytes)
+}
+
+/// Joins parts into a key of exactly `N` bytes.
+///
+/// # Panics
+/// If they are not that long together: a key's layout is a constant.
+pub(super) fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+    let mut key = [0; N];
+    let mut at = 0;
+    for part in parts {
+        key[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    assert_eq!(at, N, "a key has one layout");
+    key
+}
+
+/// The store's keyed hashes.
+#[derive(Clone, Copy)]
+pub(super) struct Hasher {
+    key: [u8; 16],
+}
+
+impl Hasher {
+    pub fn new(key: [u8; 16]) -> Self {
+        Self { key }
+    }
+
+    /// Of a tag's value, for the `tag` table.
+    pub fn tag(&self, value: TagRef<'_>) -> [u8; 8] {
+        let mut hasher = SipHasher13::new_with_key(&self.key);
+        let (form, bytes) = parts(&value);
+        hasher.write_u8(form);
+        hasher.write(bytes);
+        hasher.finish().to_be_bytes()
+    }
+
+    /// Of a `d` value, for addresses.
+    pub fn address(&self, d: TagRef<'_>) -> [u8; 16] {
+        let mut hasher = SipHasher13x128::new_with_key(&self.key);
+        let (form, bytes) = parts(&d);
+        hasher.write_u8(form);
+        hasher.write(bytes);
+        hasher.finish128().as_u128().to_be_bytes()
+    }
+}
+
+/// The form counts: 32 raw bytes and the text of the same bytes are different values.
+fn parts<'a>(value: &'a TagRef<'a>) -> (u8, &'a [u8]) {
+    match value {
+        TagRef::Hex(raw) => (0, *raw),
+        TagRef::Text(text) => (1, text),
+    }
+}
+
+/// Key of `replace` and `tomb_addr`: pubkey ‖ kind ‖ hash of `d`.
+pub(super) type Address = [u8; 50];
+
+/// The address of an event, or `None` when its kind has none (NIP-01, "Kinds").
+pub(super) fn address_of(event: EventView<'_>, hasher: &Hasher) -> Option<Address> {
+    let d = match event.kind().class() {
+        KindClass::Replaceable => TagRef::Text(b""),
+        KindClass::Addressable => event.d_tag(),
+        KindClass::Regular | KindClass::Ephemeral => return None,
+    };
+    Some(address(event.pubkey(), event.kind(), d, hasher))
+}
+
+pub(super) fn address(pubkey: &Pubkey, kind: Kind, d: TagRef<'_>, hasher: &Hasher) -> Address {
+    join(&[pubkey, &kind.0.to_be_bytes(), &hasher.address(d)])
+}
+
+/// Key of `tomb_id`.
+pub(super) fn tomb_key(id: &Id, deleter: &Pubkey) -> [u8; 64] {
+    join(&[id, deleter])
+}
+
+/// A value of `replace`; orders newest first, as events do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    inverted: [u8; 5],
+    /// The newest version ever seen.
+    pub id: Id,
+    /// Where it is stored; 0 when it is not.
+    pub seq: Sequence,
+}
+
+impl Mark {
+    pub fn of(event: EventView<'_>, seq: Sequence) -> Self {
+        Self { inverted: invert(event.created_at()), id: *event.id(), seq }
+    }
+
+    /// The same mark, its version no longer stored.
+    pub fn emptied(&self) -> Self {
+        Self { seq: 0, ..*self }
+    }
+
+    /// Whether the version this marks wins over the other's: newer, or lower id (NIP-01).
+    pub fn beats(&self, other: &Self) -> bool {
+        (&self.inverted, &self.id) < (&other.inverted, &other.id)
+    }
+
+    pub fn encode(&self) -> [u8; 43] {
+        join(&[&self.inverted, &self.id, &short(self.seq)])
+    }
+
+    pub fn decode(value: &[u8]) -> Option<Self> {
+        let value: &[u8; 43] = value.try_into().ok()?;
+        Some(Self {
+            inverted: *value.first_chunk()?,
+            id: value[5..37].try_into().ok()?,
+            seq: long(*value.last_chunk()?),
+        })
+    }
+}
+
+/// Which index a vanish erases from at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// What the key wrote, by `author`.
+    Authored = 0,
+    /// Gift wraps to the key, by `tag`.
+    Wrapped = 1,
+}
+
+/// A value of `backlog`: `up_to(8) ‖ phase(1) ‖ next(19)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Backlog {
+    /// Everything up to this `created_at` is to go.
+    pub up_to: u64,
+    /// Which index is being walked.
+    pub phase: Phase,
+    /// Where in it the next chunk begins.
+    pub next: Suffix,
+}
+
+impl Backlog {
+    pub fn encode(&self) -> [u8; 28] {
+        join(&[&self.up_to.to_be_bytes(), &[self.phase as u8], &self.next.0])
+    }
+
+    pub fn decode(value: &[u8]) -> Option<Self> {
+        let value: &[u8; 28] = value.try_into().ok()?;
+        let phase = match value[8] {
+            0 => Phase::Authored,
+            1 => Phase::Wrapped,
+            _ => return None,
+        };
+        let next = Suffix::ending(value)?;
+        Some(Self { up_to: u64::from_be_bytes(*value.first_chunk()?), phase, next })
+    }
+}
+
+/// What of an event the `tag` table's value tells without loading the record: kind ‖ pubkey[0..8].
+pub(super) type TagHint = [u8; 10];
+
+pub(super) fn tag_hint(event: EventView<'_>) -> TagHint {
+    join(&[&event.kind().0.to_be_bytes(), &event.pubkey()[..8]])
+}
+
+/// `letter ‖ hash` of each indexed tag, each once, in order.
+pub(super) fn tag_prefixes(event: EventView<'_>, hasher: &Hasher, out: &mut Vec<[u8; 9]>) {
+    out.clear();
+    out.extend(event.tags().map(|(letter, value)| tag_prefix(letter, value, hasher)));
+    out.sort_unstable();
+    out.dedup();
+}
+
+pub(super) fn tag_prefix(letter: u8, value: TagRef<'_>, hasher: &Hasher) -> [u8; 9] {
+    join(&[&[letter], &hasher.tag(value)])
+}
+
+/// The keys of one event in every index but `id` and `tag`.
+pub(super) struct IndexKeys {
+    pub time: [u8; 19],
+    pub author: [u8; 27],
+    pub author_kind: [u8; 29],
+    pub kind: [u8; 21],
+    pub expire: Option<[u8; 14]>,
+}
+
+impl IndexKeys {
+    pub fn of(event: EventView<'_>, seq: Sequence) -> Self {
+        let suffix = Suffix::of(event, seq).0;
+        let author = &event.pubkey()[..8];
+        let kind = event.kind().0.to_be_bytes();
+        Self {
+            time: suffix,
+            author: join(&[author, &suffix]),
+            author_kind: join(&[author, &kind, &suffix]),
+            kind: join(&[&kind, &suffix]),
+            expire: event.expiration().map(|at| join(&[&at.to_be_bytes(), &short(seq)])),
+        }
+    }
+}
+
+/// Key of `tag`.
+pub(super) fn tag_key(prefix: &[u8; 9], suffix: &[u8; SUFFIX_BYTES]) -> [u8; 28] {
+    join(&[prefix, suffix])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffixes_order_newest_first_then_lowest_id_and_bound_their_seconds() {
+        let at = |created_at: u64, id: u8| {
+            let mut suffix = Suffix::newest(created_at);
+            suffix.0[5] = id;
+            suffix
+        };
+        assert!(at(11, 9) < at(10, 1));
+        assert!(at(10, 1) < at(10, 2));
+        assert!(Suffix::newest(10) <= at(10, 0) && at(10, 0xff) < Suffix::oldest(10));
+        assert!(at(11, 0xff) < Suffix::newest(10) && Suffix::oldest(10) < at(9, 0));
+        assert_eq!(Suffix::newest(u64::MAX), Suffix([0; SUFFIX_BYTES]));
+    }
+
+    #[test]
+    fn values_come_back() {
+        let mark = Mark { inverted: [1, 2, 3, 4, 5], id: [7; 32], seq: SEQUENCE_MAX };
+        assert_eq!(Mark::decode(&mark.encode()), Some(mark));
+        let backlog = Backlog { up_to: 9, phase: Phase::Wrapped, next: Suffix::newest(8) };
+        assert_eq!(Backlog::decode(&backlog.encode()), Some(backlog));
+        assert_eq!(Mark::decode(&[0; 42]), None);
+        assert_eq!(Backlog::decode(&[2; 28]), None);
+    }
+
+    #[test]
+    fn raw_bytes_and_text_hash_apart() {
+        let hasher = Hasher::new([3; 16]);
+        let raw = [b'a'; 32];
+        assert_ne!(hasher.tag(TagRef::Hex(&raw)), hasher.tag(TagRef::Text(&raw)));
+        assert_ne!(hasher.address(TagRef::Hex(&raw)), hasher.address(TagRef::Text(&raw)));
+    }
+}

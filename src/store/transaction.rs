@@ -1,0 +1,283 @@
+//! One write transaction: what an event is in the tables, how it comes and how it goes.
+//!
+//! Index entries of new events are held back and put in key order just before the commit; what a
+//! later event of the same batch must see (`event`, `id`, `replace`, tombstones) is put at once.
+
+use heed::{PutFlags, RwTxn};
+
+use super::environment::{Environment, Table, number, sequence};
+use super::error::StoreError;
+use super::schema::{
+    Address, Backlog, IndexKeys, META_LAST_SEQUENCE, Mark, SEQUENCE_MAX, Suffix, TagHint,
+    address_of, short, tag_hint, tag_key, tag_prefixes,
+};
+use super::visible;
+use crate::nostr::event::{Event, EventView, Id, Pubkey};
+use crate::relay::ports::Sequence;
+
+pub(super) struct Transaction<'e> {
+    txn: RwTxn<'e>,
+    environment: &'e Environment,
+    /// `last_before <= last_sequence`; the new events are those in between.
+    last_before: Sequence,
+    last_sequence: Sequence,
+    held_back: HeldBack,
+    /// Events of this transaction that a later one of it erased.
+    erased_new: Vec<Sequence>,
+    /// Scratch: an erased event's record, and the tag prefixes of one event.
+    record: Vec<u8>,
+    prefixes: Vec<[u8; 9]>,
+}
+
+/// Entries of new events, table by table.
+#[derive(Default)]
+struct HeldBack {
+    time: Vec<([u8; 19], Id)>,
+    author: Vec<([u8; 27], [u8; 0])>,
+    author_kind: Vec<([u8; 29], [u8; 0])>,
+    kind: Vec<([u8; 21], [u8; 0])>,
+    tag: Vec<([u8; 28], TagHint)>,
+    expire: Vec<([u8; 14], [u8; 0])>,
+}
+
+impl<'e> Transaction<'e> {
+    pub fn begin(environment: &'e Environment) -> Result<Self, StoreError> {
+        let txn = environment.env.write_txn()?;
+        let last_sequence = environment.last_sequence(&txn)?;
+        Ok(Self {
+            txn,
+            environment,
+            last_before: last_sequence,
+            last_sequence,
+            held_back: HeldBack::default(),
+            erased_new: Vec::new(),
+            record: Vec::new(),
+            prefixes: Vec::new(),
+        })
+    }
+
+    /// Makes everything durable. A transaction that changed nothing costs no sync.
+    pub fn commit(mut self) -> Result<(), StoreError> {
+        self.put_held_back()?;
+        if self.last_sequence != self.last_before {
+            let last = self.last_sequence.to_be_bytes();
+            self.environment.tables.meta.put(&mut self.txn, META_LAST_SEQUENCE, &last)?;
+        }
+        Ok(self.txn.commit()?)
+    }
+
+    pub fn environment(&self) -> &'e Environment {
+        self.environment
+    }
+
+    pub fn read(&self) -> &RwTxn<'e> {
+        &self.txn
+    }
+
+    pub fn last_sequence(&self) -> Sequence {
+        self.last_sequence
+    }
+
+    /// Where the event of this id is stored.
+    pub fn find(&self, id: &Id) -> Result<Option<Sequence>, StoreError> {
+        find(self.environment, &self.txn, id)
+    }
+
+    /// Whether a stored event may be served at `now`.
+    pub fn is_visible(&self, event: EventView<'_>, now: u64) -> Result<bool, StoreError> {
+        visible::is_visible(self.environment, &self.txn, event, now)
+    }
+
+    /// Whether the event's author, or the recipient of a gift wrap, has vanished (NIP-62).
+    pub fn is_vanished(&self, event: EventView<'_>) -> Result<bool, StoreError> {
+        visible::is_covered(self.environment.tables.vanish, &self.txn, event)
+    }
+
+    /// Adds an event at the end of the order and in every index.
+    pub fn insert(&mut self, event: &Event) -> Result<Sequence, StoreError> {
+        assert!(self.last_sequence < SEQUENCE_MAX, "281 trillion events");
+        self.last_sequence += 1;
+        let seq = self.last_sequence;
+        let view = event.view();
+        let tables = &self.environment.tables;
+        tables.event.put_with_flags(
+            &mut self.txn,
+            PutFlags::APPEND,
+            &seq.to_be_bytes(),
+            event.record(),
+        )?;
+        self.put_id(view.id(), seq)?;
+        let keys = IndexKeys::of(view, seq);
+        self.held_back.time.push((keys.time, *view.id()));
+        self.held_back.author.push((keys.author, []));
+        self.held_back.author_kind.push((keys.author_kind, []));
+        self.held_back.kind.push((keys.kind, []));
+        self.held_back.expire.extend(keys.expire.map(|key| (key, [])));
+        let hint = tag_hint(view);
+        tag_prefixes(view, &self.environment.hasher, &mut self.prefixes);
+        let tags = self.prefixes.iter().map(|prefix| (tag_key(prefix, &keys.time), hint));
+        self.held_back.tag.extend(tags);
+        Ok(seq)
+    }
+
+    /// Takes an event out of every table. Its address keeps the high-water mark.
+    pub fn erase(&mut self, seq: Sequence) -> Result<(), StoreError> {
+        let mut record = std::mem::take(&mut self.record);
+        record.clear();
+        let view = self.environment.indexed(&self.txn, seq)?;
+        record.extend_from_slice(view.record());
+        let view = EventView::new(&record).expect("it was one a moment ago");
+        let tables = &self.environment.tables;
+        tables.event.delete(&mut self.txn, &seq.to_be_bytes())?;
+        self.delete_id(view.id(), seq)?;
+        if seq > self.last_before {
+            self.erased_new.push(seq);
+        } else {
+            self.delete_index_entries(view, seq)?;
+        }
+        if let Some(address) = address_of(view, &self.environment.hasher) {
+            match self.mark(&address)? {
+                Some(mark) if mark.seq == seq => {
+                    self.put_mark(&address, &mark.emptied())?;
+                }
+                _ => {}
+            }
+        }
+        self.record = record;
+        Ok(())
+    }
+
+    pub fn mark(&self, address: &Address) -> Result<Option<Mark>, StoreError> {
+        let Some(value) = self.environment.tables.replace.get(&self.txn, address)? else {
+            return Ok(None);
+        };
+        let mark = Mark::decode(value);
+        mark.map(Some).ok_or_else(|| StoreError::Damaged("a high-water mark is not one".into()))
+    }
+
+    pub fn put_mark(&mut self, address: &Address, mark: &Mark) -> Result<(), StoreError> {
+        Ok(self.environment.tables.replace.put(&mut self.txn, address, &mark.encode())?)
+    }
+
+    /// Raises a `key → up to` entry; answers whether it was lower.
+    pub fn raise(&mut self, table: Table, key: &[u8], up_to: u64) -> Result<bool, StoreError> {
+        if let Some(value) = table.get(&self.txn, key)?
+            && number(value)? >= up_to
+        {
+            return Ok(false);
+        }
+        table.put(&mut self.txn, key, &up_to.to_be_bytes())?;
+        Ok(true)
+    }
+
+    pub fn put_backlog(&mut self, key: &Pubkey, backlog: &Backlog) -> Result<(), StoreError> {
+        Ok(self.environment.tables.backlog.put(&mut self.txn, key, &backlog.encode())?)
+    }
+
+    pub fn delete_backlog(&mut self, key: &Pubkey) -> Result<(), StoreError> {
+        self.environment.tables.backlog.delete(&mut self.txn, key)?;
+        Ok(())
+    }
+
+    fn put_id(&mut self, id: &Id, seq: Sequence) -> Result<(), StoreError> {
+        let table = self.environment.tables.id;
+        // The prefix belongs to whoever came first.
+        let key = if table.get(&self.txn, &id[..16])?.is_some() { &id[..] } else { &id[..16] };
+        Ok(table.put(&mut self.txn, key, &short(seq))?)
+    }
+
+    fn delete_id(&mut self, id: &Id, seq: Sequence) -> Result<(), StoreError> {
+        let table = self.environment.tables.id;
+        for key in [&id[..16], &id[..]] {
+            if table.get(&self.txn, key)? == Some(&short(seq)) {
+                table.delete(&mut self.txn, key)?;
+                return Ok(());
+            }
+        }
+        Err(StoreError::Damaged(format!("event {seq} has no id entry")))
+    }
+
+    fn delete_index_entries(
+        &mut self,
+        event: EventView<'_>,
+        seq: Sequence,
+    ) -> Result<(), StoreError> {
+        let tables = &self.environment.tables;
+        let txn = &mut self.txn;
+        let keys = IndexKeys::of(event, seq);
+        let mut found = tables.time.delete(txn, &keys.time)?;
+        found &= tables.author.delete(txn, &keys.author)?;
+        found &= tables.author_kind.delete(txn, &keys.author_kind)?;
+        found &= tables.kind.delete(txn, &keys.kind)?;
+        if let Some(key) = &keys.expire {
+            found &= tables.expire.delete(txn, key)?;
+        }
+        tag_prefixes(event, &self.environment.hasher, &mut self.prefixes);
+        for prefix in &self.prefixes {
+            found &= tables.tag.delete(txn, &tag_key(prefix, &keys.time))?;
+        }
+        if found {
+            return Ok(());
+        }
+        Err(StoreError::Damaged(format!("event {seq} lacks an index entry")))
+    }
+
+    fn put_held_back(&mut self) -> Result<(), StoreError> {
+        self.erased_new.sort_unstable();
+        let gone = &self.erased_new;
+        let tables = &self.environment.tables;
+        let rows = &mut self.held_back;
+        put_sorted(&mut self.txn, tables.time, &mut rows.time, gone)?;
+        put_sorted(&mut self.txn, tables.author, &mut rows.author, gone)?;
+        put_sorted(&mut self.txn, tables.author_kind, &mut rows.author_kind, gone)?;
+        put_sorted(&mut self.txn, tables.kind, &mut rows.kind, gone)?;
+        put_sorted(&mut self.txn, tables.tag, &mut rows.tag, gone)?;
+        put_sorted(&mut self.txn, tables.expire, &mut rows.expire, gone)
+    }
+}
+
+/// Puts rows in key order, without those of events in `gone`. Every key ends in its sequence.
+fn put_sorted<const K: usize, const V: usize>(
+    txn: &mut RwTxn<'_>,
+    table: Table,
+    rows: &mut Vec<([u8; K], [u8; V])>,
+    gone: &[Sequence],
+) -> Result<(), StoreError> {
+    rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    for (key, value) in rows.drain(..) {
+        let seq = super::schema::long(*key.last_chunk().expect("a key ends in its sequence"));
+        if gone.is_empty() || gone.binary_search(&seq).is_err() {
+            table.put(txn, &key, &value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the event of this id is stored: the entry under its prefix, or, when that is another
+/// event's, the one right behind it.
+pub(super) fn find(
+    environment: &Environment,
+    txn: &heed::RoTxn<'_>,
+    id: &Id,
+) -> Result<Option<Sequence>, StoreError> {
+    let table = environment.tables.id;
+    let Some((key, value)) = table.get_greater_than_or_equal_to(txn, &id[..16])? else {
+        return Ok(None);
+    };
+    if !key.starts_with(&id[..16]) {
+        return Ok(None);
+    }
+    let seq = sequence(value)?;
+    if environment.indexed(txn, seq)?.id() == id {
+        return Ok(Some(seq));
+    }
+    match table.get(txn, id)? {
+        Some(value) => sequence(value).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The suffix an erased or walked index key ends in.
+pub(super) fn suffix_of(key: &[u8]) -> Result<Suffix, StoreError> {
+    Suffix::ending(key).ok_or_else(|| StoreError::Damaged("an index key is too short".into()))
+}

@@ -1,0 +1,320 @@
+//! The writer thread: takes submissions, commits them in batches, publishes what was committed.
+//!
+//! Batches need no timer: it commits at once what it finds, and what arrives during a commit is
+//! the next batch. A batch ends at the first of three bounds; the event that reaches a bound is
+//! still in it.
+//!
+//! ```text
+//!   idle ──submission──▶ collecting ──queue empty or bound reached──▶ committing ──▶ idle
+//!    │ ▲                                                                  │
+//!    ▼ │ (1 s without work, or 5 s since the last)              failed: verdicts say so,
+//!  maintaining ──more to erase, nothing queued──▶ maintaining   the environment is reopened
+//!                                                               if LMDB lost it
+//! ```
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::names::RelayNames;
+use super::{Store, StoreError};
+use crate::nostr::Kind;
+use crate::relay::ports::{CommitBatch, Sequence, Submission, Verdict};
+
+/// How long the writer waits for work before it tidies up.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How long a busy writer leaves tidying up alone.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// Events erased by one chunk of maintenance: some ten milliseconds of the writer's time.
+const MAINTAIN_EVENTS_MAX: usize = 200;
+
+/// Receives every commit, in order, on the writer's thread; hands over and returns.
+pub trait CommitSink: Send {
+    /// The batch is durable (or its verdicts are all `Failed`).
+    fn publish(&self, batch: &Arc<CommitBatch>);
+}
+
+/// Bounds of the writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriterOptions {
+    /// Submissions waiting.
+    pub queue_capacity: usize,
+    /// Submissions in one batch.
+    pub batch_events_max: usize,
+    /// Bytes of records in one batch.
+    pub batch_bytes_max: usize,
+    /// Estimated table entries touched by one batch.
+    pub batch_puts_max: usize,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        Self {
+            queue_capacity: 8192,
+            batch_events_max: 1000,
+            batch_bytes_max: 16 << 20,
+            batch_puts_max: 200_000,
+        }
+    }
+}
+
+/// One commit, for metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitStats {
+    /// Submissions in the batch.
+    pub submitted: usize,
+    /// Of them, events stored.
+    pub stored: usize,
+    /// Bytes of records submitted.
+    pub bytes: usize,
+    /// From the start of the transaction until it was durable.
+    pub commit: Duration,
+    /// Submissions that waited when it was.
+    pub queued: usize,
+    /// Why the batch failed, if it did.
+    pub failed: Option<String>,
+}
+
+/// Where events are submitted. Cheap to clone.
+#[derive(Clone)]
+pub struct WriterHandle {
+    queue: flume::Sender<Work>,
+}
+
+/// The writer thread. Dropping it without [`Writer::close`] leaves the thread to end by itself
+/// when the last handle is gone.
+pub struct Writer {
+    handle: WriterHandle,
+    thread: JoinHandle<()>,
+}
+
+enum Work {
+    Store(Submission),
+    /// Commit what came before, then end.
+    Close,
+}
+
+impl WriterHandle {
+    /// Submits an event without waiting.
+    ///
+    /// # Errors
+    /// The submission comes back when the queue is full or the writer is closed.
+    pub fn try_submit(&self, submission: Submission) -> Result<(), Submission> {
+        self.queue.try_send(Work::Store(submission)).map_err(|error| returned(error.into_inner()))
+    }
+
+    /// Submits an event as soon as the queue has room. Cancelling drops the event.
+    ///
+    /// # Errors
+    /// The submission comes back when the writer is closed.
+    pub async fn submit(&self, submission: Submission) -> Result<(), Submission> {
+        let sent = self.queue.send_async(Work::Store(submission)).await;
+        sent.map_err(|error| returned(error.into_inner()))
+    }
+
+    /// As [`WriterHandle::submit`], for threads that may block.
+    ///
+    /// # Errors
+    /// The submission comes back when the writer is closed.
+    pub fn submit_blocking(&self, submission: Submission) -> Result<(), Submission> {
+        self.queue.send(Work::Store(submission)).map_err(|error| returned(error.into_inner()))
+    }
+
+    /// Submissions waiting.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+fn returned(work: Work) -> Submission {
+    match work {
+        Work::Store(submission) => submission,
+        Work::Close => unreachable!("handles submit events only"),
+    }
+}
+
+impl Writer {
+    /// Starts the thread. `observer` is told of every commit on the writer's thread.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn spawn(
+        store: Store,
+        options: WriterOptions,
+        names: RelayNames,
+        sinks: Vec<Box<dyn CommitSink>>,
+        observer: Box<dyn Fn(CommitStats) + Send>,
+    ) -> Result<Self, StoreError> {
+        let last_sequence = store.info()?.last_sequence;
+        let (sender, receiver) = flume::bounded(options.queue_capacity.max(1));
+        let thread = std::thread::Builder::new().name("writer".into());
+        let state = State {
+            store,
+            options,
+            names,
+            sinks,
+            observer,
+            queue: receiver,
+            last_sequence,
+            maintained: Instant::now(),
+        };
+        let dir = state.store.dir().to_owned();
+        let thread = thread.spawn(move || state.run()).map_err(StoreError::io(&dir))?;
+        Ok(Self { handle: WriterHandle { queue: sender }, thread })
+    }
+
+    /// Where to submit events.
+    #[must_use]
+    pub fn handle(&self) -> WriterHandle {
+        self.handle.clone()
+    }
+
+    /// Commits and publishes everything queued, then ends the thread. Later submissions come back.
+    ///
+    /// # Panics
+    /// If the writer did.
+    pub fn close(self) {
+        // Fails only when the thread has ended already; joining tells.
+        let _ = self.handle.queue.send(Work::Close);
+        if let Err(panic) = self.thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// What the thread owns.
+struct State {
+    store: Store,
+    options: WriterOptions,
+    names: RelayNames,
+    sinks: Vec<Box<dyn CommitSink>>,
+    observer: Box<dyn Fn(CommitStats) + Send>,
+    queue: flume::Receiver<Work>,
+    last_sequence: Sequence,
+    maintained: Instant,
+}
+
+impl State {
+    fn run(mut self) {
+        let mut batch = Vec::with_capacity(self.options.batch_events_max);
+        let mut more_to_erase = true;
+        loop {
+            let wait = if more_to_erase { Duration::ZERO } else { IDLE };
+            let closing = match self.queue.recv_timeout(wait) {
+                Ok(Work::Store(submission)) => self.collect(submission, &mut batch),
+                Ok(Work::Close) | Err(flume::RecvTimeoutError::Disconnected) => return,
+                Err(flume::RecvTimeoutError::Timeout) => {
+                    more_to_erase = self.maintain();
+                    continue;
+                }
+            };
+            self.commit(&batch);
+            batch.clear();
+            if closing {
+                return;
+            }
+            if self.maintained.elapsed() >= MAINTAIN_EVERY {
+                more_to_erase = self.maintain();
+            }
+        }
+    }
+
+    /// Adds what is queued up to a bound; answers whether the writer is to close.
+    fn collect(&self, first: Submission, batch: &mut Vec<Submission>) -> bool {
+        let (mut bytes, mut puts) = (0, 0);
+        let mut next = first;
+        loop {
+            bytes += next.event.record().len();
+            puts += estimate_puts(&next);
+            batch.push(next);
+            let full = batch.len() >= self.options.batch_events_max
+                || bytes >= self.options.batch_bytes_max
+                || puts >= self.options.batch_puts_max;
+            if full {
+                return false;
+            }
+            next = match self.queue.try_recv() {
+                Ok(Work::Store(submission)) => submission,
+                Ok(Work::Close) => return true,
+                Err(_) => return false,
+            };
+        }
+    }
+
+    fn commit(&mut self, batch: &[Submission]) {
+        let started = Instant::now();
+        let result = self.store.apply(batch, unix_now(), &self.names);
+        let commit = started.elapsed();
+        let mut failed = None;
+        let committed = match result {
+            Ok(committed) => committed,
+            Err(error) => {
+                let text = error.to_string();
+                failed = Some(text.clone());
+                self.recover(&error);
+                self.failed(batch, &text)
+            }
+        };
+        self.last_sequence = committed.last_sequence;
+        let stats = CommitStats {
+            submitted: batch.len(),
+            stored: committed.stored.len(),
+            bytes: batch.iter().map(|submission| submission.event.record().len()).sum(),
+            commit,
+            queued: self.queue.len(),
+            failed,
+        };
+        let committed = Arc::new(committed);
+        for sink in &self.sinks {
+            sink.publish(&committed);
+        }
+        (self.observer)(stats);
+    }
+
+    /// The answer to a batch of which nothing was stored.
+    fn failed(&self, batch: &[Submission], text: &str) -> CommitBatch {
+        let verdict = |submission: &Submission| (submission.ticket, Verdict::Failed(text.into()));
+        CommitBatch {
+            last_sequence: self.last_sequence,
+            stored: Vec::new(),
+            verdicts: batch.iter().map(verdict).collect(),
+        }
+    }
+
+    /// A full disk or map costs the batch and nothing more: the next one finds the tables as they
+    /// were. An environment that LMDB gave up is opened again.
+    fn recover(&self, error: &StoreError) {
+        tracing::error!(%error, "commit failed");
+        if (error.is_fatal() || matches!(error, StoreError::Busy { .. }))
+            && let Err(error) = self.store.reopen()
+        {
+            tracing::error!(%error, "the store could not be reopened");
+        }
+    }
+
+    /// Erases one chunk of what is due; answers whether more is.
+    fn maintain(&mut self) -> bool {
+        self.maintained = Instant::now();
+        match self.store.maintain(unix_now(), MAINTAIN_EVENTS_MAX) {
+            Ok(done) => done.more,
+            Err(error) => {
+                self.recover(&error);
+                false
+            }
+        }
+    }
+}
+
+/// Table entries an event will touch. What a deletion request names may have to be erased.
+fn estimate_puts(submission: &Submission) -> usize {
+    let event = submission.event.view();
+    let tags = event.tags().count();
+    if event.kind() == Kind::DELETION { 8 + 16 * tags } else { 8 + tags }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,212 @@
+//! Many frames → one gather write: small payloads are copied, large ones ride along.
+//!
+//! At 400 bytes a gather list never beats copying into one buffer; from [`CHAIN_THRESHOLD_BYTES`]
+//! on the list is cheaper (PERF.md, "copy small, chain large").
+
+use bytes::Bytes;
+
+use super::frame::{Opcode, write_header};
+
+/// A payload longer than this is chained, not copied.
+pub const CHAIN_THRESHOLD_BYTES: usize = 1024;
+
+/// A batch takes no further frame once it holds this many bytes: what is queued later and overtakes
+/// (a pong) waits for no more than that.
+pub const BATCH_BYTES_MAX: usize = 128 << 10;
+
+/// Most pieces of one gather write; the kernel takes 1,024.
+pub const BATCH_PIECES_MAX: usize = 256;
+
+/// Frames on their way to one socket, and how far they have got.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Headers and copied payloads of all frames, in order.
+    copied: Vec<u8>,
+    /// What to write, in order.
+    pieces: Vec<Piece>,
+    frames: u32,
+    bytes: usize,
+    /// `0 <= written <= bytes`
+    written: usize,
+    /// First piece with unwritten bytes.
+    piece_at: usize,
+    /// Bytes of that piece already written.
+    piece_written: usize,
+}
+
+#[derive(Debug)]
+enum Piece {
+    /// The range `from..to` of `copied`.
+    Copied { from: usize, to: usize },
+    /// A shared payload.
+    Chained(Bytes),
+}
+
+impl Batch {
+    /// Whether another frame may be added.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.bytes < BATCH_BYTES_MAX && self.pieces.len() + 3 <= BATCH_PIECES_MAX
+    }
+
+    /// Adds one frame whose payload is `prefix ‖ body ‖ suffix`.
+    pub fn push_frame(&mut self, opcode: Opcode, prefix: &[u8], body: &Bytes, suffix: &[u8]) {
+        self.frames += 1;
+        let from = self.copied.len();
+        write_header(&mut self.copied, opcode, prefix.len() + body.len() + suffix.len());
+        self.copied.extend_from_slice(prefix);
+        if body.len() <= CHAIN_THRESHOLD_BYTES {
+            self.copied.extend_from_slice(body);
+            self.copied.extend_from_slice(suffix);
+            self.add_copied(from);
+        } else {
+            self.add_copied(from);
+            self.bytes += body.len();
+            self.pieces.push(Piece::Chained(body.clone()));
+            let from = self.copied.len();
+            self.copied.extend_from_slice(suffix);
+            self.add_copied(from);
+        }
+    }
+
+    /// Adds one frame of bytes that nobody shares.
+    pub fn push_small(&mut self, opcode: Opcode, payload: &[u8]) {
+        self.push_frame(opcode, payload, &Bytes::new(), &[]);
+    }
+
+    /// Adds bytes that are no frame (an HTTP response).
+    pub fn push_raw(&mut self, bytes: &[u8]) {
+        self.frames += 1;
+        let from = self.copied.len();
+        self.copied.extend_from_slice(bytes);
+        self.add_copied(from);
+    }
+
+    fn add_copied(&mut self, from: usize) {
+        let to = self.copied.len();
+        self.bytes += to - from;
+        match self.pieces.last_mut() {
+            Some(Piece::Copied { to: end, .. }) if *end == from => *end = to,
+            _ if from == to => {}
+            _ => self.pieces.push(Piece::Copied { from, to }),
+        }
+    }
+
+    /// Frames added.
+    #[must_use]
+    pub fn frames(&self) -> u32 {
+        self.frames
+    }
+
+    /// Bytes not yet written.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.bytes - self.written
+    }
+
+    /// The unwritten bytes, piece by piece.
+    pub fn unwritten(&self) -> impl Iterator<Item = &[u8]> {
+        let skip = self.piece_written;
+        self.pieces[self.piece_at..].iter().enumerate().map(move |(n, piece)| {
+            let bytes = self.piece_bytes(piece);
+            if n == 0 { &bytes[skip..] } else { bytes }
+        })
+    }
+
+    fn piece_bytes<'a>(&'a self, piece: &'a Piece) -> &'a [u8] {
+        match piece {
+            Piece::Copied { from, to } => &self.copied[*from..*to],
+            Piece::Chained(bytes) => bytes,
+        }
+    }
+
+    /// Notes that the socket took `count` bytes.
+    ///
+    /// # Panics
+    /// If that is more than were left.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.left(), "a socket takes what it is given");
+        self.written += count;
+        let mut count = count;
+        while count > 0 {
+            let left = self.piece_bytes(&self.pieces[self.piece_at]).len() - self.piece_written;
+            if count < left {
+                self.piece_written += count;
+                return;
+            }
+            count -= left;
+            self.piece_at += 1;
+            self.piece_written = 0;
+        }
+    }
+
+    /// Empties the batch, keeping its buffers.
+    pub fn clear(&mut self) {
+        self.copied.clear();
+        self.pieces.clear();
+        self.frames = 0;
+        self.bytes = 0;
+        self.written = 0;
+        self.piece_at = 0;
+        self.piece_written = 0;
+    }
+
+    /// Bytes of its own buffers.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.copied.capacity() + self.pieces.capacity() * size_of::<Piece>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_the_socket_takes_the_bytes_come_out_in_order(
+            frames in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..40), 0_usize..3000, any::<bool>()), 0..20),
+            takes in prop::collection::vec(1_usize..5000, 1..20),
+        ) {
+            let mut batch = Batch::default();
+            let mut expected = Vec::new();
+            for (prefix, len, raw) in &frames {
+                if *raw {
+                    batch.push_raw(prefix);
+                    expected.extend_from_slice(prefix);
+                } else {
+                    let body = Bytes::from(vec![b'x'; *len]);
+                    batch.push_frame(Opcode::Text, prefix, &body, b"]");
+                    write_header(&mut expected, Opcode::Text, prefix.len() + len + 1);
+                    expected.extend_from_slice(prefix);
+                    expected.extend_from_slice(&body);
+                    expected.push(b']');
+                }
+            }
+            prop_assert_eq!(batch.frames() as usize, frames.len());
+            prop_assert_eq!(batch.left(), expected.len());
+            let mut out = Vec::new();
+            let mut takes = takes.iter().cycle();
+            while batch.left() > 0 {
+                let flat: Vec<u8> = batch.unwritten().flatten().copied().collect();
+                prop_assert_eq!(flat.len(), batch.left());
+                let take = (*takes.next().unwrap()).min(flat.len());
+                out.extend_from_slice(&flat[..take]);
+                batch.advance(take);
+            }
+            prop_assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn only_large_payloads_are_chained() {
+        let mut batch = Batch::default();
+        for len in [10, CHAIN_THRESHOLD_BYTES] {
+            batch.push_frame(Opcode::Text, b"[", &vec![b'x'; len].into(), b"]");
+        }
+        assert_eq!(batch.unwritten().count(), 1);
+        batch.push_frame(Opcode::Text, b"[", &vec![b'x'; CHAIN_THRESHOLD_BYTES + 1].into(), b"]");
+        assert_eq!(batch.unwritten().count(), 3);
+    }
+}

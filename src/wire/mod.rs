@@ -1,0 +1,9 @@
+//! Bytes ⇄ frames, and the HTTP request before them. Pure; knows nothing of Nostr.
+//!
+//! In: [`http`] (one request head), then [`websocket`] (bytes → messages). Out: [`frame`] (one
+//! header), [`batch`] (many frames → one gather write).
+
+pub mod batch;
+pub mod frame;
+pub mod http;
+pub mod websocket;
