@@ -112,14 +112,18 @@ pub fn is_section(name: &str) -> bool {
     KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// The known key most like `name`. A missing or wrong section counts less than a wrong last part.
+/// The known key most like `name`. A missing or misspelt section counts less than a wrong last part, a
+/// section that is right more.
 #[must_use]
 pub fn nearest(name: &str) -> &'static str {
     let last = |name: &'_ str| -> usize { name.rfind('.').map_or(0, |at| at + 1) };
+    let section = &name[..last(name)];
+    let in_section = !section.is_empty() && KEYS.iter().any(|key| key.name.starts_with(section));
     let distance = |known: &str| {
+        let astray = if in_section && !known.starts_with(section) { 5 } else { 0 };
         let whole = strsim::damerau_levenshtein(name, known);
         let tail = strsim::damerau_levenshtein(&name[last(name)..], &known[last(known)..]);
-        whole.min(tail + 1)
+        whole.min(tail + 1) + astray
     };
     KEYS.iter().map(|key| key.name).min_by_key(|known| distance(known)).expect("there are keys")
 }
@@ -277,11 +281,6 @@ pub const KEYS: &[Key] = &[
         "Bytes of events in one commit; one event that is larger is a commit of its own.",
     ),
     key(
-        "store.queue_events_max",
-        Allowed::Number(1, 1_000_000),
-        "Verified events waiting for the writer.",
-    ),
-    key(
         "admin.listen",
         Allowed::OptionalAddress,
         "Where GET /metrics, /health and /ready are answered; \"\" = nowhere. When the port of the \
@@ -306,6 +305,7 @@ mod tests {
         assert_eq!(nearest("limit.filter_limit"), "limits.filter_limit_max");
         assert_eq!(nearest("verfy"), "verify");
         assert_eq!(nearest("Listen"), "listen");
+        assert!(nearest("limits.foo").starts_with("limits."));
         assert_eq!(nearest("limits.verify"), "verify");
         assert_eq!(nearest("log.leve"), "log.level");
     }

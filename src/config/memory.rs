@@ -29,6 +29,8 @@ const LIVE_EVENT_BYTES: u64 = 8;
 const CONNECTION_BYTES: u64 = 1_024;
 /// Keys, dedupe and scratch of one shard.
 const SHARD_BYTES: u64 = 4 << 20;
+/// Events of one shard at the writer; one more may be on its way there.
+const SUBMITTED_BYTES_MAX: u64 = 16 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.
 const READER_BYTES: u64 = 2 << 20;
 
@@ -41,6 +43,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
         + u64::from(limits.live_queue_events_max) * LIVE_EVENT_BYTES;
     let store = &config.store;
     let message = u64::from(limits.message_bytes_max);
+    let shards = config.shard_count() as u64;
     MemoryBound {
         connections,
         per_connection: vec![
@@ -51,10 +54,10 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
         ],
         shared: vec![
-            ("shards", config.shard_count() as u64 * SHARD_BYTES),
+            ("shards", shards * SHARD_BYTES),
             ("readers", config.reader_count() as u64 * READER_BYTES),
             ("commit", 2 * u64::from(store.batch_bytes_max)),
-            ("writer's queue", u64::from(store.queue_events_max) * message),
+            ("submitted events", shards * (SUBMITTED_BYTES_MAX + message)),
         ],
     }
 }

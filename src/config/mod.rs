@@ -73,8 +73,6 @@ pub struct Store {
     pub batch_events_max: u32,
     /// Bytes of records in one commit.
     pub batch_bytes_max: u32,
-    /// Verified events waiting for the writer.
-    pub queue_events_max: u32,
 }
 
 /// The operator's listeners. In the config file: `[admin]`.
@@ -144,11 +142,10 @@ impl Default for Config {
 impl Default for Store {
     fn default() -> Self {
         Self {
-            map_bytes_max: 10 << 40,
+            map_bytes_max: 1 << 40,
             readers: 0,
             batch_events_max: 1_000,
             batch_bytes_max: 16 << 20,
-            queue_events_max: 4_096,
         }
     }
 }
@@ -199,14 +196,14 @@ impl Config {
             .unwrap_or("/")
     }
 
-    /// The address to tell people: the configured one, else the one listened on.
+    /// The address to tell people; `None` when only their side of the connection shows it.
     #[must_use]
-    pub fn public_url(&self, listening: SocketAddr) -> String {
-        if self.relay_url.is_empty() {
-            format!("ws://{listening}/")
-        } else {
-            self.relay_url.clone()
+    pub fn public_url(&self) -> Option<String> {
+        if !self.relay_url.is_empty() {
+            return Some(self.relay_url.clone());
         }
+        let known = self.listen.port() != 0 && !self.listen.ip().is_unspecified();
+        known.then(|| format!("ws://{}/", self.listen))
     }
 
     /// The bounds as NIP-11 names them.
@@ -245,6 +242,19 @@ mod tests {
         assert_eq!(endpoint("wss://relay.example"), "/");
         assert_eq!(endpoint("wss://relay.example/"), "/");
         assert_eq!(endpoint("ws://relay.example:80/a/b"), "/a/b");
+    }
+
+    #[test]
+    fn an_address_nobody_can_connect_to_is_not_told() {
+        let url = |set: &str| {
+            let mut layers = Layers::default();
+            layers.set(set);
+            layers.config().unwrap().public_url()
+        };
+        assert_eq!(url("relay_url=wss://a/b").as_deref(), Some("wss://a/b"));
+        assert_eq!(url("listen=127.0.0.1:80").as_deref(), Some("ws://127.0.0.1:80/"));
+        assert_eq!(url("listen=127.0.0.1:0"), None);
+        assert_eq!(url("listen=[::]:80"), None);
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub struct Limitation {
 /// The name of the software, the same wherever it is given.
 pub const SOFTWARE: &str = env!("CARGO_PKG_NAME");
 
+/// What this relay does; client NIPs are not a relay's to advertise.
+pub const SUPPORTED_NIPS: &[u16] = &[1, 9, 11, 40, 62];
+
 /// The document served to `Accept: application/nostr+json`.
 #[must_use]
 pub fn document(info: &Info, limitation: &Limitation, nips: &[u16], version: &str) -> String {
@@ -86,14 +89,15 @@ pub fn document(info: &Info, limitation: &Limitation, nips: &[u16], version: &st
     serde_json::to_string(&document).expect("plain fields serialize")
 }
 
-/// The page served to browsers: self-contained HTML5. `url` is the address clients connect to.
+/// The page served to browsers: self-contained HTML5. `url` is the address clients connect to; `None`
+/// when it can be told from the page's own only.
 #[must_use]
 pub fn page(
     info: &Info,
     limitation: &Limitation,
     nips: &[u16],
     version: &str,
-    url: &str,
+    url: Option<&str>,
 ) -> String {
     let name = if info.name.is_empty() { "A Nostr relay" } else { &info.name };
     let mut out = String::with_capacity(4096);
@@ -117,7 +121,7 @@ pub fn page(
          sign and passes them on. Nothing is to be read here; add this address to a Nostr \
          client:</p>\n<p class=\"url\"><code>",
     );
-    escape(&mut out, url);
+    escape(&mut out, url.unwrap_or("this page's address, with ws:// for http://"));
     out.push_str("</code></p>\n");
     rows(&mut out, "Operator", &operator_rows(info));
     rows(&mut out, "Limits", &limit_rows(limitation));
@@ -298,7 +302,7 @@ mod tests {
             icon: "https://example.com/icon.png".into(),
             ..Info::default()
         };
-        let html = page(&info, &limitation(), &[1, 62], "0", "ws://host:1/<path>");
+        let html = page(&info, &limitation(), &[1, 62], "0", Some("ws://host:1/<path>"));
         assert!(!html.contains("<script"));
         let escaped = "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;";
         assert_eq!(html.matches(escaped).count(), 4, "title, heading, description, contact");

@@ -1,18 +1,21 @@
 //! What is counted, and how a scrape reads it (OpenMetrics text).
 //!
-//! Each struct has one writer thread (fields that have more say so) and is read by the ops thread:
+//! Each struct has one writer thread and is read by the ops thread:
 //! relaxed atomics, each struct on cache lines of its own. The values of one scrape need not be of
 //! one instant.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+
+use crate::driver::bus::Address;
+use crate::relay::counters::Counters;
+use crate::store::{CommitStats, ReadersHandle, Store, WriterHandle};
 
 /// One number that one thread writes and others read.
 #[derive(Debug, Default)]
@@ -34,11 +37,6 @@ impl Meter {
     pub fn add(&self, more: u64) {
         self.set(self.get().wrapping_add(more));
     }
-
-    /// Adds to a number that has several writers.
-    pub fn add_shared(&self, more: u64) {
-        self.0.fetch_add(more, Relaxed);
-    }
 }
 
 /// Whether a number only grows.
@@ -48,6 +46,15 @@ pub enum Sort {
     Counter,
     /// Goes up and down.
     Gauge,
+}
+
+impl Sort {
+    fn metric_type(self) -> MetricType {
+        match self {
+            Self::Counter => MetricType::Counter,
+            Self::Gauge => MetricType::Gauge,
+        }
+    }
 }
 
 /// How one field is exposed. Fields of one name stand together and differ in their label.
@@ -63,9 +70,10 @@ pub struct Exposed {
     pub help: &'static str,
 }
 
-/// Declares a struct of [`Meter`]s and how they are exposed: one line a field.
+/// Declares a struct of [`Meter`]s that mirrors a struct of plain counts, and how its fields are
+/// exposed: one line a field. A field of one that the other lacks does not compile.
 macro_rules! metrics {
-    ($(#[$meta:meta])* $struct:ident {
+    ($(#[$meta:meta])* $struct:ident of $counts:ident {
         $($field:ident: $sort:ident $name:literal $(($key:literal, $value:literal))?, $help:literal;)*
     }) => {
         $(#[$meta])*
@@ -84,6 +92,12 @@ macro_rules! metrics {
                 help: $help,
             },)*];
 
+            /// Takes over what was counted; for the one writer.
+            pub fn publish(&self, counts: &$counts) {
+                let $counts { $($field,)* } = counts;
+                $(self.$field.set(*$field);)*
+            }
+
             /// The fields' values, in order.
             #[must_use]
             pub fn values(&self) -> [u64; Self::EXPOSED.len()] {
@@ -97,7 +111,7 @@ macro_rules! metrics {
 
 metrics! {
     /// What one shard counts; its thread is the one writer.
-    ShardMetrics {
+    ShardMetrics of Counters {
         connections: Gauge "connections", "Open connections.";
         accepted: Counter "connections_accepted", "Connections taken in.";
         closed_by_client: Counter "connections_closed" ("reason", "client"), "Connections ended, by reason.";
@@ -138,26 +152,10 @@ metrics! {
         matched_live: Counter "live_matched", "Live events matched to subscriptions.";
         suppressed_live: Counter "live_suppressed", "Matched live events that the stored query had served already.";
         abandoned_live: Counter "live_abandoned", "Matched live events whose subscription ended before delivery.";
+        purged_events: Counter "purged", "Events taken out of outboxes with their subscription.";
         verify_waiting: Gauge "queue" ("name", "verify"), "What waits, by queue.";
         submissions_waiting: Gauge "queue" ("name", "store"), "Events at the writer.";
         scans: Gauge "queue" ("name", "scans"), "Stored queries in progress.";
-        outbox_messages: Gauge "queue" ("name", "outbox"), "Frames in outboxes.";
-        live_events: Gauge "queue" ("name", "live"), "Live events behind a full outbox or an unfinished stored query.";
-        wakes_sent: Counter "wakes" ("outcome", "sent"), "Batches for another thread, by whether it had to be woken.";
-        wakes_saved: Counter "wakes" ("outcome", "saved"), "Batches for a thread that was awake.";
-    }
-}
-
-metrics! {
-    /// What the store counts; the writer thread is the one writer of all but `read_*`.
-    StoreMetrics {
-        queue_events: Gauge "store_queue", "Events waiting for the writer.";
-        events_erased: Counter "store_events_erased" ("reason", "request"), "Events erased, by reason.";
-        events_maintained: Counter "store_events_erased" ("reason", "maintenance"), "Events erased in the background.";
-        failures: Counter "store_failures", "Commits that failed.";
-        read_slices: Counter "store_scan_slices", "Slices of stored queries (several writers).";
-        read_events: Counter "store_scan_events", "Events those slices returned (several writers).";
-        read_queue: Gauge "store_scan_queue", "Slices waiting for a reader.";
     }
 }
 
@@ -210,41 +208,109 @@ impl<const N: usize> Histogram<N> {
     }
 }
 
-/// What the writer thread measures of its commits.
+/// What the writer thread measures of its commits; it is the one writer.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct CommitMetrics {
     time: Histogram<13>,
     events: Histogram<11>,
+    stored: Meter,
+    bytes: Meter,
+    failures: Meter,
 }
 
 impl Default for CommitMetrics {
     fn default() -> Self {
         let seconds = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1., 2., 5.];
         let events = [1., 2., 4., 8., 16., 32., 64., 128., 256., 512., 1024.];
-        Self { time: Histogram::new(seconds, 1e6), events: Histogram::new(events, 1.) }
+        Self {
+            time: Histogram::new(seconds, 1e6),
+            events: Histogram::new(events, 1.),
+            stored: Meter::default(),
+            bytes: Meter::default(),
+            failures: Meter::default(),
+        }
     }
 }
 
 impl CommitMetrics {
-    /// Counts one durable commit of `events` submissions that took `time`.
-    pub fn observe(&self, events: u64, time: Duration) {
-        self.time.observe(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-        self.events.observe(events);
+    /// Counts one commit.
+    pub fn observe(&self, commit: &CommitStats) {
+        if commit.failed.is_some() {
+            self.failures.add(1);
+            return;
+        }
+        self.time.observe(u64::try_from(commit.commit.as_micros()).unwrap_or(u64::MAX));
+        self.events.observe(commit.submitted as u64);
+        self.stored.add(commit.stored as u64);
+        self.bytes.add(commit.bytes as u64);
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let time = "Time from the start of a transaction until it is durable.";
+        self.time.encode(encoder, "commit_seconds", time)?;
+        self.events.encode(encoder, "commit_events", "Submissions in one commit.")?;
+        let stored = "Events stored.";
+        encode_single(encoder, "store_stored", Sort::Counter, stored, self.stored.get())?;
+        let bytes = "Bytes of submitted records.";
+        encode_single(encoder, "store_submitted_bytes", Sort::Counter, bytes, self.bytes.get())?;
+        let failures = "Commits that failed.";
+        encode_single(encoder, "commit_failures", Sort::Counter, failures, self.failures.get())
+    }
+}
+
+/// What is looked at when a scrape comes, not before.
+#[derive(Clone)]
+pub struct Sources {
+    /// For its size.
+    pub store: Store,
+    /// For its queue.
+    pub writer: WriterHandle,
+    /// For their queue.
+    pub readers: ReadersHandle,
+    /// For the wakes of each shard.
+    pub addresses: Arc<[Address]>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut gauge = |name, help, value| encode_single(encoder, name, Sort::Gauge, help, value);
+        gauge("store_queue", "Events waiting for the writer.", self.writer.queued() as u64)?;
+        gauge("scan_queue", "Slices waiting for a reader.", self.readers.queued() as u64)?;
+        // A store that cannot be read fails elsewhere, and louder.
+        if let Ok(info) = self.store.info() {
+            gauge("store_events", "Events in the store.", info.events)?;
+            gauge("store_disk_bytes", "Length of the data file.", info.disk_bytes)?;
+            gauge("store_used_bytes", "Bytes of it in use.", info.used_bytes)?;
+            gauge("store_readers", "Read transactions open.", info.readers.into())?;
+        }
+        let help = "Times another thread had to wake the shard.";
+        let mut wakes = encoder.encode_descriptor("wakes", help, None, MetricType::Counter)?;
+        for (shard, address) in self.addresses.iter().enumerate() {
+            let labels = [("shard", shard)];
+            encode_value(&mut wakes.encode_family(&labels)?, Sort::Counter, address.wakes())?;
+        }
+        Ok(())
     }
 }
 
 /// Everything a scrape reads.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// One for each shard.
-    pub shards: Vec<Arc<ShardMetrics>>,
-    /// The store's.
-    pub store: Arc<StoreMetrics>,
-    /// The writer's commits.
-    pub commits: Arc<CommitMetrics>,
     /// Name of the backend in use.
     pub backend: &'static str,
+    /// One for each shard.
+    pub shards: Vec<Arc<ShardMetrics>>,
+    /// The writer's commits.
+    pub commits: Arc<CommitMetrics>,
+    /// What is looked at when a scrape comes; `None` before there is anything.
+    pub sources: Option<Sources>,
 }
 
 impl Metrics {
@@ -270,50 +336,44 @@ impl Collector for Metrics {
             .encode_info(&build)?;
         let names: Vec<String> = (0..self.shards.len()).map(|shard| shard.to_string()).collect();
         let shards: Vec<_> = self.shards.iter().map(|shard| shard.values()).collect();
-        let rows: Vec<(Option<&str>, &[u64])> =
-            names.iter().zip(&shards).map(|(name, row)| (Some(name.as_str()), &row[..])).collect();
-        encode_rows(&mut encoder, ShardMetrics::EXPOSED, &rows)?;
-        encode_rows(&mut encoder, StoreMetrics::EXPOSED, &[(None, &self.store.values()[..])])?;
-        let commits = &self.commits;
-        commits.time.encode(
-            &mut encoder,
-            "commit_seconds",
-            "Time from the start of a transaction until it is durable.",
-        )?;
-        commits.events.encode(&mut encoder, "commit_events", "Submissions in one commit.")
+        let rows: Vec<(&str, &[u64])> =
+            names.iter().zip(&shards).map(|(name, row)| (name.as_str(), &row[..])).collect();
+        encode_shards(&mut encoder, &rows)?;
+        self.commits.encode(&mut encoder)?;
+        self.sources.as_ref().map_or(Ok(()), |sources| sources.encode(&mut encoder))
     }
 }
 
-/// Encodes one table over several rows of values, each perhaps of one shard.
-fn encode_rows(
+/// Encodes the shards' table: family by family, in each shard by shard.
+fn encode_shards(
     encoder: &mut DescriptorEncoder<'_>,
-    exposed: &[Exposed],
-    rows: &[(Option<&str>, &[u64])],
+    rows: &[(&str, &[u64])],
 ) -> Result<(), fmt::Error> {
     let mut at = 0;
-    for family in exposed.chunk_by(|a, b| a.name == b.name) {
+    for family in ShardMetrics::EXPOSED.chunk_by(|a, b| a.name == b.name) {
         let Exposed { name, sort, help, .. } = &family[0];
-        let metric_type = match sort {
-            Sort::Counter => MetricType::Counter,
-            Sort::Gauge => MetricType::Gauge,
-        };
-        let mut metric = encoder.encode_descriptor(name, help, None, metric_type)?;
+        let mut metric = encoder.encode_descriptor(name, help, None, sort.metric_type())?;
         for (shard, values) in rows {
-            for (index, field) in family.iter().enumerate() {
-                let mut labels: Vec<(&str, &str)> = Vec::with_capacity(2);
-                labels.extend(shard.map(|shard| ("shard", shard)));
+            for (field, value) in family.iter().zip(&values[at..]) {
+                let mut labels = vec![("shard", *shard)];
                 labels.extend((!field.label.0.is_empty()).then_some(field.label));
-                let value = values[at + index];
-                if labels.is_empty() {
-                    encode_value(&mut metric, *sort, value)?;
-                } else {
-                    encode_value(&mut metric.encode_family(&labels)?, *sort, value)?;
-                }
+                encode_value(&mut metric.encode_family(&labels)?, *sort, *value)?;
             }
         }
         at += family.len();
     }
     Ok(())
+}
+
+fn encode_single(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    sort: Sort,
+    help: &str,
+    value: u64,
+) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, sort.metric_type())?;
+    encode_value(&mut metric, sort, value)
 }
 
 fn encode_value(
@@ -330,6 +390,7 @@ fn encode_value(
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::time::Duration;
 
     use super::*;
 
@@ -341,10 +402,14 @@ mod tests {
     #[test]
     fn every_field_is_in_the_scrape_with_its_value() {
         let metrics = metrics();
-        metrics.shards[1].events_duplicate.set(7);
-        metrics.shards[0].connections.set(3);
-        metrics.shards[0].connections.add(2);
-        metrics.store.read_slices.add_shared(4);
+        let counts = |connections, events_duplicate| Counters {
+            connections,
+            events_duplicate,
+            ..Counters::default()
+        };
+        metrics.shards[0].publish(&counts(3, 0));
+        metrics.shards[0].publish(&counts(5, 0));
+        metrics.shards[1].publish(&counts(0, 7));
         let text = metrics.scrape();
         let lines: HashSet<&str> = text.lines().collect();
         for line in [
@@ -352,7 +417,6 @@ mod tests {
             "rheostr_events_total{shard=\"1\",result=\"duplicate\"} 7",
             "rheostr_events_total{shard=\"0\",result=\"duplicate\"} 0",
             "rheostr_connections{shard=\"0\"} 5",
-            "rheostr_store_scan_slices_total 4",
             "# TYPE rheostr_events counter",
             "# HELP rheostr_events Events received, by result.",
             "# EOF",
@@ -383,9 +447,18 @@ mod tests {
     #[test]
     fn commits_fall_into_their_buckets() {
         let metrics = metrics();
-        metrics.commits.observe(1, Duration::from_micros(500));
-        metrics.commits.observe(3, Duration::from_millis(3));
-        metrics.commits.observe(5_000, Duration::from_secs(9));
+        let commit = |submitted, micros, failed| CommitStats {
+            submitted,
+            stored: submitted / 2,
+            bytes: 100 * submitted,
+            commit: Duration::from_micros(micros),
+            queued: 0,
+            failed,
+        };
+        metrics.commits.observe(&commit(1, 500, None));
+        metrics.commits.observe(&commit(3, 3_000, None));
+        metrics.commits.observe(&commit(5_000, 9_000_000, None));
+        metrics.commits.observe(&commit(9, 1, Some("full".into())));
         let text = metrics.scrape();
         for line in [
             "rheostr_commit_seconds_bucket{le=\"0.0005\"} 1",
@@ -395,6 +468,9 @@ mod tests {
             "rheostr_commit_seconds_sum 9.0035",
             "rheostr_commit_events_bucket{le=\"4.0\"} 2",
             "rheostr_commit_events_count 3",
+            "rheostr_commit_failures_total 1",
+            "rheostr_store_stored_total 2501",
+            "rheostr_store_submitted_bytes_total 500400",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
