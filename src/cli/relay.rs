@@ -187,7 +187,7 @@ impl Relay {
     }
 
     /// Stops accepting, lets connections drain, commits what is queued, ends every thread.
-    async fn stop(self, config: &Config, signals: &mut Signals) -> Result<(), Failure> {
+    async fn stop(mut self, config: &Config, signals: &mut Signals) -> Result<(), Failure> {
         let failed = self.shards.has_failed();
         let (done, is_done) = oneshot::channel();
         self.ops.set_ready(false);

@@ -40,7 +40,18 @@ pub const HTTP_CONNECTIONS_MAX: usize = 32;
 pub struct Listeners {
     metrics: Option<std::net::TcpListener>,
     admin: UnixListener,
-    data: PathBuf,
+    socket: SocketFile,
+}
+
+/// The admin socket's name in the file system; removed with the value.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Why a listener is not there.
@@ -95,9 +106,10 @@ impl Listeners {
         if let Some(listener) = &metrics {
             listener.set_nonblocking(true)?;
         }
-        let admin = server::bind(data)
-            .map_err(|source| OpsError::Admin { path: data.join(admin::SOCKET_NAME), source })?;
-        Ok(Self { metrics, admin, data: data.into() })
+        let path = data.join(admin::SOCKET_NAME);
+        let admin =
+            server::bind(data).map_err(|source| OpsError::Admin { path: path.clone(), source })?;
+        Ok(Self { metrics, admin, socket: SocketFile(path) })
     }
 
     /// Where metrics are served.
@@ -125,7 +137,6 @@ impl Listeners {
         let (stop, stopped) = oneshot::channel();
         let shared = Arc::new(Shared { running, writes: Mutex::new(writes), store });
         let state = State { metrics, ready: Arc::clone(&ready), shared };
-        let socket = self.data.join(admin::SOCKET_NAME);
         let thread = std::thread::Builder::new().name("ops".into()).spawn(move || {
             let outcome = runtime.block_on(async {
                 tokio::select! {
@@ -140,7 +151,7 @@ impl Listeners {
             // An admin command may be waiting for its client; it is cut off when the process ends.
             runtime.shutdown_background();
         })?;
-        Ok(Ops { ready, stop: Some(stop), thread: Some(thread), socket })
+        Ok(Ops { ready, stop, thread, socket: Some(self.socket) })
     }
 }
 
@@ -148,9 +159,9 @@ impl Listeners {
 #[derive(Debug)]
 pub struct Ops {
     ready: Arc<AtomicBool>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-    socket: PathBuf,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+    socket: Option<SocketFile>,
 }
 
 impl Ops {
@@ -160,21 +171,15 @@ impl Ops {
     }
 
     /// Takes the admin socket away: later commands find no relay, those under way go on.
-    pub fn close_admin(&self) {
-        // It may be gone already.
-        let _ = std::fs::remove_file(&self.socket);
+    pub fn close_admin(&mut self) {
+        self.socket = None;
     }
 
     /// Ends the thread.
-    pub fn stop(mut self) {
-        self.close_admin();
-        if let Some(stop) = self.stop.take() {
-            // The thread may have ended by itself.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    pub fn stop(self) {
+        // The thread may have ended by itself.
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
     }
 }
 
