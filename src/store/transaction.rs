@@ -243,7 +243,7 @@ fn put_sorted<const K: usize, const V: usize>(
     rows: &mut Vec<([u8; K], [u8; V])>,
     gone: &[Sequence],
 ) -> Result<(), StoreError> {
-    rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    rows.sort_unstable_by_key(|row| row.0);
     for (key, value) in rows.drain(..) {
         let seq = super::schema::long(*key.last_chunk().expect("a key ends in its sequence"));
         if gone.is_empty() || gone.binary_search(&seq).is_err() {
