@@ -118,6 +118,19 @@ fn a_wrong_value_is_seen_in_every_table_that_has_values() {
 }
 
 #[test]
+fn a_record_whose_tags_are_nonsense_is_told_and_not_tripped_over() {
+    let (store, _dir) = furnished();
+    damage(&store, |tables, txn| {
+        let (key, record) = tables.event.first(txn).unwrap().unwrap();
+        let (key, mut record) = (key.to_vec(), record.to_vec());
+        // The form of the first tag.
+        record[crate::nostr::event::HEADER_BYTES + 1] = 0xff;
+        tables.event.put(txn, &key, &record).unwrap();
+    });
+    assert!(differences(&store) > 0);
+}
+
+#[test]
 fn events_that_should_have_gone_are_seen() {
     let (store, _dir) = furnished();
     damage(&store, |tables, txn| {

@@ -53,15 +53,15 @@ fn filters(events: &[Event], count: usize) -> Vec<Filter> {
             }
         }
         filter.ids.iter_mut().for_each(|list| {
-            list.sort();
+            list.sort_unstable();
             list.dedup();
         });
         filter.authors.iter_mut().for_each(|list| {
-            list.sort();
+            list.sort_unstable();
             list.dedup();
         });
         filter.kinds.iter_mut().for_each(|list| {
-            list.sort();
+            list.sort_unstable();
             list.dedup();
         });
         filter.limit = (draw(3) == 0).then(|| draw(60) as u64);

@@ -69,7 +69,7 @@ fn everything_is_there_after_opening_again_and_no_sequence_comes_twice() {
         last = batch.last_sequence;
         let gone = visible_ids(&store, 10).split_off(1);
         let mut gone = Filter { ids: Some(gone), ..Filter::default() };
-        gone.ids.iter_mut().for_each(|ids| ids.sort());
+        gone.ids.iter_mut().for_each(|ids| ids.sort_unstable());
         store.delete(&[gone], 10, false).unwrap();
         store.reopen().unwrap();
         assert_sound(&store);

@@ -49,7 +49,7 @@ fn some<T: Clone + Ord + std::fmt::Debug + 'static>(
 ) -> impl Strategy<Value = Option<Vec<T>>> {
     let most = from.len();
     let sorted = |mut list: Vec<T>| {
-        list.sort();
+        list.sort_unstable();
         list.dedup();
         list
     };
@@ -67,7 +67,7 @@ fn filter() -> impl Strategy<Value = Filter> {
         prop::option::weighted(0.15, prop::sample::subsequence(ids, 0..60)),
         some(AUTHORS.map(key).to_vec()),
         some(KINDS.to_vec()),
-        prop_oneof![3 => Just(Default::default()), 2 => tags],
+        prop_oneof![3 => Just(std::collections::BTreeMap::new()), 2 => tags],
         (prop::option::weighted(0.3, 0..9u64), prop::option::weighted(0.3, 0..9u64)),
         prop::option::weighted(0.5, 0..12u64),
     )
@@ -79,7 +79,7 @@ fn filter() -> impl Strategy<Value = Filter> {
                 values
             };
             let mut ids = ids;
-            ids.iter_mut().for_each(|ids| ids.sort());
+            ids.iter_mut().for_each(|ids| ids.sort_unstable());
             Filter {
                 ids,
                 authors,
