@@ -236,8 +236,8 @@ impl Scan {
                 continue;
             }
             while *left > 0 && ids.looked_up < wanted.len() {
-                if let Some(seq) = find(environment, txn, &wanted[ids.looked_up])? {
-                    ids.found.push(Suffix::of(environment.indexed(txn, seq)?, seq));
+                if let Some((seq, event)) = find(environment, txn, &wanted[ids.looked_up])? {
+                    ids.found.push(Suffix::of(event, seq));
                 }
                 ids.looked_up += 1;
                 *left -= 1;

@@ -1,3 +1,8 @@
 //! Tests of the store through its public interface.
 
+mod check;
+mod corpus;
+mod open;
 mod rules;
+mod scan;
+mod threads;
