@@ -225,10 +225,9 @@ fn check_finds_a_damaged_index() {
 
 #[test]
 fn the_corpus_goes_in_once() {
-    let path = std::env::var("RHEOSTR_CORPUS").map_or_else(
-        |_| concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpus/real-events.jsonl").to_owned(),
-        |path| path,
-    );
+    let path = std::env::var("RHEOSTR_CORPUS").unwrap_or_else(|_| {
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpus/real-events.jsonl").to_owned()
+    });
     if !std::path::Path::new(&path).is_file() {
         eprintln!(
             "SKIPPED: no corpus at {path}; set RHEOSTR_CORPUS to a JSONL file of real events"
