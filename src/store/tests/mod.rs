@@ -2,6 +2,8 @@
 
 mod check;
 mod corpus;
+mod examples;
+mod maintain;
 mod open;
 mod rules;
 mod scan;
