@@ -80,7 +80,8 @@ impl Shard {
         self.reply(key, RelayMessage::Closed { subscription: id, text: reason });
     }
 
-    /// Ends a subscription at its client's word, its unsent frames with it.
+    /// Ends a subscription at its client's word, its unsent frames with it. If the relay has ended it
+    /// before, its CLOSED goes too: behind a new REQ of the same id it would seem to answer that one.
     pub(super) fn unsubscribe(&mut self, key: ConnectionKey, id: &SubscriptionId) {
         let Some(session) = self.sessions.get(key.slot()).filter(|s| s.key == key) else { return };
         let found =
@@ -88,6 +89,8 @@ impl Shard {
         if let Some(&slot) = found {
             self.counters.subscriptions_closed += 1;
             self.end_subscription(slot);
+        } else if let Some(session) = self.session(key) {
+            session.outbox.purge_id(id);
         }
     }
 

@@ -151,10 +151,19 @@ impl Outbox {
 
     /// Drops the frames of a subscription that wait; returns how many events were among them.
     pub fn purge(&mut self, name: &Rc<Name>) -> u64 {
+        self.purge_if(|other| Rc::ptr_eq(other, name))
+    }
+
+    /// Drops what waits for any subscription of this id: the CLOSED of one the relay has ended.
+    pub fn purge_id(&mut self, id: &SubscriptionId) {
+        self.purge_if(|name| name.id() == id);
+    }
+
+    fn purge_if(&mut self, gone: impl Fn(&Rc<Name>) -> bool) -> u64 {
         let mut events = 0;
         let mut bytes = 0;
         self.stream.retain(|frame| {
-            let keep = !Rc::ptr_eq(&frame.name, name);
+            let keep = !gone(&frame.name);
             if !keep {
                 events += u64::from(matches!(frame.body, Body::Event(_)));
                 bytes += frame.body.len();
@@ -199,6 +208,12 @@ impl Outbox {
     #[must_use]
     pub fn stream_len(&self) -> usize {
         self.stream.len()
+    }
+
+    /// Answers that wait.
+    #[cfg(test)]
+    pub(super) fn replies_len(&self) -> usize {
+        self.replies.len()
     }
 
     /// Moves what waits into `batch`, as much as it takes.

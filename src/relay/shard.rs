@@ -222,7 +222,7 @@ impl Shard {
         session.peer_done = true;
         let owes = session.writing || !session.outbox.is_empty();
         match session.phase {
-            Phase::Closing { sent: false } if owes => session.phase_ms = now.ms,
+            Phase::Closing { .. } if owes => session.phase_ms = now.ms,
             _ => self.remove(key),
         }
     }
