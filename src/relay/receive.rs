@@ -123,7 +123,6 @@ impl Shard {
                 }
                 Ok(Some(Item::Close(code))) => {
                     session.outbox.purge_all();
-                    let code = code.map(|_| 1000);
                     return self.close(key, Close { code, reason: "" }, CloseReason::Client, now);
                 }
                 Err(error) => return self.refuse_frames(key, error, now),

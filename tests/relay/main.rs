@@ -1,0 +1,9 @@
+//! The relay from the outside: the real binary, real sockets, clients nobody here wrote.
+//!
+//! One binary, so that linking is paid once. Every load is bounded in count and time, goes to
+//! 127.0.0.1, and what a test starts ends with it.
+
+mod bad_input;
+mod nip01;
+mod nip01_more;
+mod support;
