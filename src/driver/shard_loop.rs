@@ -141,7 +141,7 @@ impl<B: Backend> ShardLoop<B> {
     async fn keep_time(self: Rc<Self>) {
         loop {
             B::sleep(TIMER_INTERVAL).await;
-            self.with(|core, now| core.handle_timer(now));
+            self.with(Shard::handle_timer);
             self.observe();
             self.nudge();
         }
@@ -211,7 +211,7 @@ impl<B: Backend> ShardLoop<B> {
                 if let Some(listener) = self.listener.take() {
                     listener::stop(&*listener);
                 }
-                self.with(|core, now| core.handle_shutdown(now));
+                self.with(Shard::handle_shutdown);
             }
         }
     }
