@@ -27,6 +27,7 @@ impl Shard {
         key: ConnectionKey,
         id: SubscriptionId,
         filters: Vec<Filter>,
+        now: Now,
     ) {
         self.unsubscribe(key, &id);
         let max = self.setup.limits.subscriptions_max as usize;
@@ -50,6 +51,7 @@ impl Shard {
             stage: if wants_stored { Stage::Scanning } else { Stage::Finishing },
             filters: self.index.insert(slot, &filters),
             snapshot: None,
+            live_ms: 0,
             stored: VecDeque::new(),
             live: VecDeque::new(),
             is_waiting: false,
@@ -64,7 +66,7 @@ impl Shard {
             self.effects.push_back(Effect::StartScan(ScanKey::new(slot, generation), query));
         } else {
             self.wait_turn(slot);
-            self.pump(key);
+            self.pump(key, now);
         }
     }
 
@@ -188,7 +190,8 @@ impl Shard {
         self.fail_subscription(slot, "error: slow consumer");
     }
 
-    /// Ends the subscriptions whose oldest live event has waited too long for room.
+    /// Ends the subscriptions whose oldest live event has waited too long for room. Waiting for the
+    /// stored query does not count: a reader who takes that as fast as it comes is not slow.
     pub(super) fn end_slow_subscriptions(&mut self, now: Now) {
         let age_max = u64::from(self.setup.limits.live_queue_age_ms_max);
         let waiting = self.sessions.iter().flat_map(|(_, session)| session.waiting.iter().copied());
@@ -196,8 +199,9 @@ impl Shard {
             .filter(|slot| {
                 let subscription = &self.subscriptions[*slot as usize];
                 let oldest = subscription.live.front();
+                let since = oldest.map(|event| event.received_ms.max(subscription.live_ms));
                 subscription.stage == Stage::Live
-                    && oldest.is_some_and(|e| now.ms.saturating_sub(e.received_ms) >= age_max)
+                    && since.is_some_and(|ms| now.ms.saturating_sub(ms) >= age_max)
             })
             .collect();
         for slot in slow {
@@ -206,7 +210,7 @@ impl Shard {
     }
 
     /// Takes a slice of a stored query; whether the query is still wanted.
-    pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk) -> bool {
+    pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk, now: Now) -> bool {
         let Some(subscription) = self
             .subscriptions
             .get_mut(scan.slot())
@@ -236,7 +240,7 @@ impl Shard {
         }
         let key = subscription.connection;
         self.wait_turn(slot);
-        self.pump(key);
+        self.pump(key, now);
         true
     }
 
@@ -250,7 +254,7 @@ impl Shard {
     }
 
     /// Moves what waits in a connection's subscriptions into its outbox, while there is room.
-    pub(super) fn pump(&mut self, key: ConnectionKey) {
+    pub(super) fn pump(&mut self, key: ConnectionKey, now: Now) {
         let limits = self.setup.limits.clone();
         let (messages_max, bytes_max) =
             (limits.outbox_messages_max as usize, limits.outbox_bytes_max as usize);
@@ -289,6 +293,7 @@ impl Shard {
                         let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
                         session.outbox.push_stream(name, eose);
                         subscription.stage = Stage::Live;
+                        subscription.live_ms = now.ms;
                         subscription.stored = VecDeque::new();
                         moved = true;
                     }

@@ -156,7 +156,7 @@ impl Shard {
         match message {
             Ok(ClientMessage::Event(candidate)) => self.take_event(key, candidate, now),
             Ok(ClientMessage::Req { subscription, filters }) => {
-                self.subscribe(key, subscription, filters);
+                self.subscribe(key, subscription, filters, now);
             }
             Ok(ClientMessage::Close { subscription }) => {
                 self.unsubscribe(key, &subscription);
