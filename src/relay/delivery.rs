@@ -29,12 +29,12 @@ impl Shard {
         filters: Vec<Filter>,
         now: Now,
     ) {
-        self.unsubscribe(key, &id);
+        self.unsubscribe(key, &id, now);
         let max = self.setup.limits.subscriptions_max as usize;
         let Some(session) = self.session(key) else { return };
         if session.subscriptions.len() >= max {
             let reason = format!("rate-limited: {max} subscriptions are open, the most allowed");
-            return self.refuse_subscription(key, &id, &reason);
+            return self.refuse_subscription(key, &id, &reason, now);
         }
         self.release_slot(key);
         self.counters.reqs += 1;
@@ -76,15 +76,16 @@ impl Shard {
         key: ConnectionKey,
         id: &SubscriptionId,
         reason: &str,
+        now: Now,
     ) {
-        self.unsubscribe(key, id);
+        self.unsubscribe(key, id, now);
         self.counters.subscriptions_refused += 1;
         self.reply(key, RelayMessage::Closed { subscription: id, text: reason });
     }
 
     /// Ends a subscription at its client's word, its unsent frames with it. If the relay has ended it
     /// before, its CLOSED goes too: behind a new REQ of the same id it would seem to answer that one.
-    pub(super) fn unsubscribe(&mut self, key: ConnectionKey, id: &SubscriptionId) {
+    pub(super) fn unsubscribe(&mut self, key: ConnectionKey, id: &SubscriptionId, now: Now) {
         let Some(session) = self.sessions.get(key.slot()).filter(|s| s.key == key) else { return };
         let found =
             session.subscriptions.iter().find(|slot| self.subscriptions[**slot as usize].is(id));
@@ -94,6 +95,8 @@ impl Shard {
         } else if let Some(session) = self.session(key) {
             session.outbox.purge_id(id);
         }
+        // The room that was theirs is for those who wait, and no batch may come to hand it on.
+        self.pump(key, now);
     }
 
     /// Lets one subscription go: index, stored query, queues, unsent frames.

@@ -159,7 +159,7 @@ impl Shard {
                 self.subscribe(key, subscription, filters, now);
             }
             Ok(ClientMessage::Close { subscription }) => {
-                self.unsubscribe(key, &subscription);
+                self.unsubscribe(key, &subscription, now);
                 self.release_slot(key);
             }
             Err(refused) => {
@@ -170,7 +170,7 @@ impl Shard {
                         self.reply(key, message);
                     }
                     Refused::Subscription { subscription, reason } => {
-                        self.refuse_subscription(key, &subscription, &reason);
+                        self.refuse_subscription(key, &subscription, &reason, now);
                     }
                     Refused::Message { reason } => {
                         self.reply(key, RelayMessage::Notice { text: &reason });
