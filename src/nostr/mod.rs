@@ -13,6 +13,10 @@ pub mod json;
 pub mod message;
 pub mod parse;
 pub mod tag;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 
 pub use event::{Event, EventView, Id, Kind, KindClass, Pubkey};
