@@ -201,7 +201,7 @@ impl<B: Backend> ShardLoop<B> {
             FromThread::Commit(batch) => self.with(|core, now| core.handle_commit(&batch, now)),
             FromThread::Chunk(key, scan, chunk) => {
                 let done = chunk.done;
-                let wanted = self.with(|core, _| core.handle_chunk(key, chunk));
+                let wanted = self.with(|core, now| core.handle_chunk(key, chunk, now));
                 if wanted && !done {
                     self.scans.borrow_mut().insert(key, scan);
                 }
@@ -321,7 +321,7 @@ impl<B: Backend> ShardLoop<B> {
         tracing::error!(%error, "a stored query cannot begin");
         let failed = Some(error.to_string());
         let chunk = Chunk { failed, done: true, ..Chunk::default() };
-        self.with(|core, _| core.handle_chunk(key, chunk));
+        self.with(|core, now| core.handle_chunk(key, chunk, now));
     }
 
     fn read_slice(&self, key: ScanKey, scan: Box<Scan>) {

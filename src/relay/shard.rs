@@ -251,7 +251,7 @@ impl Shard {
         self.counters.frames_out += u64::from(batch.frames());
         self.counters.batches_out += 1;
         self.counters.bytes_out += batch.left() as u64;
-        self.pump(key);
+        self.pump(key, now);
         self.resume_if_credit(key, now);
         true
     }
@@ -419,6 +419,7 @@ impl Shard {
             Phase::Draining | Phase::Closing { .. }
                 if late(session.phase_ms, limits.drain_ms_max) =>
             {
+                session.reason = CloseReason::Timeout;
                 self.remove(key);
             }
             Phase::Open if !session.paused => match session.pinged_ms {
