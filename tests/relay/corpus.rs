@@ -23,12 +23,12 @@ const IN_FLIGHT: usize = 100;
 const FILTER_LIMIT_MAX: u64 = 5_000;
 
 /// An event and the JSON it came as.
-struct Line {
-    event: Event,
-    json: String,
+pub struct Line {
+    pub event: Event,
+    pub json: String,
 }
 
-fn corpus() -> Vec<Line> {
+pub fn corpus() -> Vec<Line> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpus/real-events.jsonl");
     let path = std::env::var_os("RHEOSTR_CORPUS").map_or_else(|| beside.into(), PathBuf::from);
     let Ok(text) = std::fs::read_to_string(&path) else {

@@ -10,4 +10,5 @@ mod corpus;
 mod layers;
 mod nip01;
 mod nip01_more;
+mod nostr_sdk;
 mod support;
