@@ -240,7 +240,7 @@ impl Shard {
     /// is out, nobody else may fill one: one write in flight per socket.
     pub fn fill(&mut self, key: ConnectionKey, batch: &mut Batch, now: Now) -> bool {
         // A purge may have made room for subscriptions that wait since the write was asked for.
-        self.pump(key);
+        self.pump(key, now);
         let Some(session) = self.session(key) else { return false };
         if session.writing || session.outbox.is_empty() {
             return false;

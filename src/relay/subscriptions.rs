@@ -26,6 +26,9 @@ pub struct SubscriptionIndex {
     /// Number of the current lookup; marks the subscriptions already found in it.
     lookup: u64,
     found_in: Vec<u64>,
+    /// Filters looked at, over all lookups.
+    #[cfg(test)]
+    evaluated: u64,
 }
 
 /// The filters filed under one value. An event may carry a value, or several of one filter's values,
@@ -93,6 +96,8 @@ impl SubscriptionIndex {
             unselective: Posts::default(),
             lookup: 0,
             found_in: Vec::new(),
+            #[cfg(test)]
+            evaluated: 0,
         }
     }
 
@@ -155,6 +160,8 @@ impl SubscriptionIndex {
     pub fn matches(&mut self, event: EventView<'_>, out: &mut Vec<u32>) {
         self.lookup += 1;
         let Self { filters, lookup, found_in, .. } = self;
+        #[cfg(test)]
+        let evaluated = &mut self.evaluated;
         let mut visit = |posts: Option<&mut Posts>| {
             let Some(posts) = posts else { return };
             if std::mem::replace(&mut posts.tried, *lookup) == *lookup {
@@ -164,6 +171,10 @@ impl SubscriptionIndex {
                 let filed = &mut filters[slot as usize];
                 if std::mem::replace(&mut filed.tried, *lookup) == *lookup {
                     continue;
+                }
+                #[cfg(test)]
+                {
+                    *evaluated += 1;
                 }
                 let found = &mut found_in[filed.subscription as usize];
                 if *found != *lookup && filed.filter.matches(event) {
@@ -309,8 +320,9 @@ mod tests {
             index.insert(subscription, std::slice::from_ref(&filter));
         }
         let mut packed = Vec::new();
-        for n in 0..2_000 {
-            tag::pack(&mut packed, b't', &value(n % 2).as_ref().to_text());
+        for n in 0..2_000_u16 {
+            let n = u8::from(n.is_multiple_of(2));
+            tag::pack(&mut packed, b't', &value(n).as_ref().to_text());
         }
         let event = Event::build(&Fields {
             id: key(1),
@@ -322,12 +334,10 @@ mod tests {
             packed_tags: &packed,
             json: b"{}",
         });
-        // 2,000 × 1,000 evaluations of 2,000 tags each would take many seconds.
-        let started = std::time::Instant::now();
         let mut found = Vec::new();
         index.matches(event.view(), &mut found);
-        assert_eq!(found, []);
-        assert!(started.elapsed().as_secs() < 2, "{:?}", started.elapsed());
+        assert!(found.is_empty());
+        assert_eq!(index.evaluated, 1_000);
     }
 
     proptest! {
