@@ -105,6 +105,7 @@ impl Relay {
         let (admin_sink, verdicts) = verdict_channel(origins);
         let mut sinks = mesh.sinks();
         sinks.push(Box::new(admin_sink));
+        let last_sequence = store.info()?.last_sequence;
         let commits = Arc::new(CommitMetrics::default());
         let observed = Arc::clone(&commits);
         let writer = Writer::spawn(
@@ -128,6 +129,7 @@ impl Relay {
             connections_max: connections,
             mesh,
             store: store.clone(),
+            last_sequence,
             submit: writer.handle(),
             read: readers.handle(),
             observe,

@@ -23,7 +23,7 @@ use super::connection::{self, Connection, Load, Resume};
 use super::listener;
 use crate::nostr::Event;
 use crate::relay::counters::Counters;
-use crate::relay::ports::{Chunk, CommitBatch, Submission, Verdict};
+use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
 use crate::relay::{ConnectionKey, Effect, Now, ScanKey, Shard};
 use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
 use crate::wire::batch::Batch;
@@ -258,13 +258,7 @@ impl<B: Backend> ShardLoop<B> {
             let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
             match effect {
                 Effect::Submit(submission) => self.submit(submission),
-                Effect::StartScan(key, query) => match self.store.scan(query) {
-                    Ok(scan) => {
-                        self.scans.borrow_mut().insert(key, Box::new(scan));
-                        self.slices.borrow_mut().push_back(key);
-                    }
-                    Err(error) => self.fail_scan(key, &error),
-                },
+                Effect::StartScan(key, query) => self.start_scan(key, query),
                 Effect::ResumeScan(key) => self.slices.borrow_mut().push_back(key),
                 Effect::CancelScan(key) => self.cancel(key),
                 Effect::PublishEphemeral { token, event } => self.publish(token, &event),
@@ -317,6 +311,17 @@ impl<B: Backend> ShardLoop<B> {
             if peer.send_from_shard(message).is_err() {
                 self.with(|core, _| core.handle_heard(token, 0));
             }
+        }
+    }
+
+    fn start_scan(&self, key: ScanKey, query: Query) {
+        let Some(filed_at) = self.core.borrow().filed_at(key) else { return };
+        match self.store.scan(query) {
+            Ok(scan) => {
+                self.scans.borrow_mut().insert(key, Box::new(scan.up_to(filed_at)));
+                self.slices.borrow_mut().push_back(key);
+            }
+            Err(error) => self.fail_scan(key, &error),
         }
     }
 

@@ -194,6 +194,8 @@ pub(super) struct Subscription {
     pub(super) name: Rc<Name>,
     /// Tells this subscription's slices from those of an earlier one in the same slot.
     pub(super) generation: u32,
+    /// The last sequence number the shard had been told of when this was filed in the index.
+    pub(super) filed_at: Sequence,
     pub(super) stage: Stage,
     /// Slots in the index.
     pub(super) filters: Box<[u32]>,

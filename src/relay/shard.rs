@@ -18,7 +18,7 @@ use slab::Slab;
 use super::counters::Counters;
 use super::limits::Limits;
 use super::outbox::Close;
-use super::ports::{CommitBatch, Origin, Query, Submission, Ticket, Verdict};
+use super::ports::{CommitBatch, Origin, Query, Sequence, Submission, Ticket, Verdict};
 use super::session::{CloseReason, ConnectionKey, LiveEvent, Phase, Session, Subscription};
 use super::subscriptions::SubscriptionIndex;
 use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
@@ -154,6 +154,8 @@ pub struct Shard {
     pub(super) verifier: Verifier,
     pub(super) counters: Counters,
     pub(super) generation: u32,
+    /// The last sequence number whose commit has been handled.
+    pub(super) last_sequence: Sequence,
     pub(super) stopping: bool,
     /// Scratch of one match.
     pub(super) matched: Vec<u32>,
@@ -176,9 +178,16 @@ impl Shard {
             verifier: Verifier::default(),
             counters: Counters::default(),
             generation: 0,
+            last_sequence: 0,
             stopping: false,
             matched: Vec::new(),
         }
+    }
+
+    /// Tells the last sequence number in use before the first commit this shard will be told of.
+    #[must_use]
+    pub fn from_sequence(self, last_sequence: Sequence) -> Self {
+        Self { last_sequence, ..self }
     }
 
     /// What has been counted, gauges included.
@@ -296,6 +305,7 @@ impl Shard {
         for (sequence, event) in &batch.stored {
             self.publish(event, Some(*sequence), now);
         }
+        self.last_sequence = self.last_sequence.max(batch.last_sequence);
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
