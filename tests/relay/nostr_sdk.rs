@@ -62,12 +62,14 @@ fn publishes_and_queries() {
 fn hears_live_events() {
     run(|server| async move {
         let (writer, reader) = (Keys::generate(), Keys::generate());
-        let (publisher, listener) = (connect(&server, &writer).await, connect(&server, &reader).await);
+        let (publisher, listener) =
+            (connect(&server, &writer).await, connect(&server, &reader).await);
         let mut notifications = listener.notifications();
         let filter = Filter::new().author(writer.public_key()).limit(0);
         let subscribed = listener.subscribe(filter, None).await.expect("a subscription");
         assert!(subscribed.failed.is_empty());
-        let eose = |message: &RelayMessage<'_>| matches!(message, RelayMessage::EndOfStoredEvents(_));
+        let eose =
+            |message: &RelayMessage<'_>| matches!(message, RelayMessage::EndOfStoredEvents(_));
         loop {
             match notifications.recv().await.expect("the pool runs") {
                 RelayPoolNotification::Message { message, .. } if eose(&message) => break,
