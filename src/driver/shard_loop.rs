@@ -43,6 +43,9 @@ pub const SCRATCH_BYTES: usize = 64 << 10;
 /// How often deadlines are looked at and counters copied out.
 const TIMER_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Cancelled queries that may wait for a reader beside as many that are wanted.
+const CANCELLED_SLICES_MAX: usize = 256;
+
 /// Empty batches kept for the next writers, and the most bytes one of them may hold.
 const BATCHES_KEPT_MAX: usize = 64;
 const BATCH_KEPT_BYTES_MAX: usize = 256 << 10;
@@ -74,10 +77,10 @@ pub struct ShardLoop<B: Backend> {
     connections_max: usize,
     /// By the slot of the core's key.
     connections: RefCell<Vec<Option<Rc<Connection<B>>>>>,
-    /// Stored queries between two slices.
+    /// Stored queries of which no slice is being read.
     scans: RefCell<BTreeMap<ScanKey, Box<Scan>>>,
-    /// Slices the readers had no room for; at most one a subscription.
-    slices: RefCell<VecDeque<ReadJob>>,
+    /// Those of them whose next slice is wanted, in turn; cancelled ones among them are passed over.
+    slices: RefCell<VecDeque<ScanKey>>,
     pub(super) scratch: RefCell<Vec<u8>>,
     #[expect(
         clippy::vec_box,
@@ -201,8 +204,9 @@ impl<B: Backend> ShardLoop<B> {
             FromThread::Commit(batch) => self.with(|core, now| core.handle_commit(&batch, now)),
             FromThread::Chunk(key, scan, chunk) => {
                 let done = chunk.done;
-                let wanted = self.with(|core, _| core.handle_chunk(key, chunk));
+                let wanted = self.with(|core, now| core.handle_chunk(key, chunk, now));
                 if wanted && !done {
+                    // Before the effects are carried out, which may ask for the next slice.
                     self.scans.borrow_mut().insert(key, scan);
                 }
             }
@@ -255,15 +259,14 @@ impl<B: Backend> ShardLoop<B> {
             match effect {
                 Effect::Submit(submission) => self.submit(submission),
                 Effect::StartScan(key, query) => match self.store.scan(query) {
-                    Ok(scan) => self.read_slice(key, Box::new(scan)),
+                    Ok(scan) => {
+                        self.scans.borrow_mut().insert(key, Box::new(scan));
+                        self.slices.borrow_mut().push_back(key);
+                    }
                     Err(error) => self.fail_scan(key, &error),
                 },
-                Effect::ResumeScan(key) => {
-                    if let Some(scan) = self.scans.borrow_mut().remove(&key) {
-                        self.read_slice(key, scan);
-                    }
-                }
-                Effect::CancelScan(key) => drop(self.scans.borrow_mut().remove(&key)),
+                Effect::ResumeScan(key) => self.slices.borrow_mut().push_back(key),
+                Effect::CancelScan(key) => self.cancel(key),
                 Effect::PublishEphemeral { token, event } => self.publish(token, &event),
                 Effect::Write(key) => {
                     if let Some(connection) = self.connection(key) {
@@ -321,28 +324,38 @@ impl<B: Backend> ShardLoop<B> {
         tracing::error!(%error, "a stored query cannot begin");
         let failed = Some(error.to_string());
         let chunk = Chunk { failed, done: true, ..Chunk::default() };
-        self.with(|core, _| core.handle_chunk(key, chunk));
+        self.with(|core, now| core.handle_chunk(key, chunk, now));
     }
 
-    fn read_slice(&self, key: ScanKey, scan: Box<Scan>) {
-        let address = self.peers[self.number].clone();
-        let job = ReadJob {
-            scan,
-            deliver: Box::new(move |scan, chunk| {
-                // A shard that has ended reads no slice.
-                let _ = address.send(FromThread::Chunk(key, scan, chunk));
-            }),
-        };
-        self.slices.borrow_mut().push_back(job);
+    /// Forgets a query. What it leaves in the line is swept out now and then, so that a client that
+    /// replaces its subscription over and over does not make the line grow.
+    fn cancel(&self, key: ScanKey) {
+        let mut scans = self.scans.borrow_mut();
+        scans.remove(&key);
+        let mut slices = self.slices.borrow_mut();
+        if slices.len() > 2 * scans.len() + CANCELLED_SLICES_MAX {
+            slices.retain(|waiting| scans.contains_key(waiting));
+        }
     }
 
     /// Hands slices to the readers while they have room; the rest waits for a later tick, which a
     /// returning slice brings.
     fn ask_for_slices(&self) {
         let mut slices = self.slices.borrow_mut();
-        while let Some(job) = slices.pop_front() {
+        let mut scans = self.scans.borrow_mut();
+        while let Some(key) = slices.pop_front() {
+            let Some(scan) = scans.remove(&key) else { continue };
+            let address = self.peers[self.number].clone();
+            let job = ReadJob {
+                scan,
+                deliver: Box::new(move |scan, chunk| {
+                    // A shard that has ended reads no slice.
+                    let _ = address.send(FromThread::Chunk(key, scan, chunk));
+                }),
+            };
             if let Err(job) = self.read.try_submit(job) {
-                slices.push_front(job);
+                scans.insert(key, job.scan);
+                slices.push_front(key);
                 return;
             }
         }

@@ -216,13 +216,17 @@ impl Shard {
         key
     }
 
-    /// Notes that the peer sends no more, or that reading failed.
+    /// Notes that the peer sends no more. What it sent before is still answered.
     pub fn handle_eof(&mut self, key: ConnectionKey, now: Now) {
         let Some(session) = self.session(key) else { return };
         session.peer_done = true;
         let owes = session.writing || !session.outbox.is_empty();
         match session.phase {
             Phase::Closing { .. } if owes => session.phase_ms = now.ms,
+            Phase::Open if session.replies_owed > 0 => {
+                self.take_leave(key, Close { code: None, reason: "" }, now);
+            }
+            Phase::Draining => {}
             _ => self.remove(key),
         }
     }
@@ -251,7 +255,7 @@ impl Shard {
         self.counters.frames_out += u64::from(batch.frames());
         self.counters.batches_out += 1;
         self.counters.bytes_out += batch.left() as u64;
-        self.pump(key);
+        self.pump(key, now);
         self.resume_if_credit(key, now);
         true
     }
@@ -385,6 +389,7 @@ impl Shard {
                 }
                 Phase::Open => {
                     session.reason = CloseReason::Shutdown;
+                    session.farewell = Close { code: Some(1001), reason: "relay is stopping" };
                     session.enter(Phase::Draining, now.ms);
                     self.stop_scans(key);
                     self.finish_draining(key, now);
@@ -419,6 +424,7 @@ impl Shard {
             Phase::Draining | Phase::Closing { .. }
                 if late(session.phase_ms, limits.drain_ms_max) =>
             {
+                session.reason = CloseReason::Timeout;
                 self.remove(key);
             }
             Phase::Open if !session.paused => match session.pinged_ms {
@@ -453,6 +459,18 @@ impl Shard {
         self.sessions.get_mut(key.slot()).filter(|session| session.key == key)
     }
 
+    /// The client sends no more: its subscriptions end, its events are answered, then `farewell`.
+    pub(super) fn take_leave(&mut self, key: ConnectionKey, farewell: Close, now: Now) {
+        self.end_subscriptions(key);
+        let Some(session) = self.session(key) else { return };
+        // What is left of the stream: CLOSED of subscriptions the relay had ended.
+        session.outbox.purge_all();
+        session.backlog = Vec::new();
+        session.farewell = farewell;
+        session.enter(Phase::Draining, now.ms);
+        self.finish_draining(key, now);
+    }
+
     /// Sends a draining connection its close once nothing is owed to it.
     pub(super) fn finish_draining(&mut self, key: ConnectionKey, now: Now) {
         let Some(session) = self.session(key) else { return };
@@ -462,7 +480,7 @@ impl Shard {
             || !session.subscriptions.is_empty();
         if session.phase == Phase::Draining && !owed {
             session.enter(Phase::Closing { sent: false }, now.ms);
-            session.outbox.push_close(Close { code: Some(1001), reason: "relay is stopping" });
+            session.outbox.push_close(session.farewell);
             self.ask_write(key);
         }
     }
