@@ -61,8 +61,11 @@
 //! - A connection has no standing writer task: one is spawned when something waits and ends when the
 //!   outbox is empty. That is one task instead of two for an idle connection.
 
+pub mod cli;
+pub mod config;
 pub mod driver;
 pub mod nostr;
+pub mod ops;
 pub mod relay;
 pub mod store;
 pub mod wire;

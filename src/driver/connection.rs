@@ -104,8 +104,13 @@ pub(super) async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<Sh
             match read_once(&connection, &shard) {
                 Ok(Some(next)) => reading = next,
                 Ok(None) if waited.is_ok() => break,
-                Ok(None) | Err(_) => {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     shard.with(|core, now| core.handle_eof(key, now));
+                    shard.nudge();
+                    return;
+                }
+                Ok(None) | Err(_) => {
+                    shard.with(|core, _| core.handle_broken(key));
                     shard.nudge();
                     return;
                 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
-use crate::relay::ports::CommitBatch;
+use crate::relay::ports::{CommitBatch, Sequence};
 use crate::relay::shard::SUBMISSIONS_MAX;
 use crate::relay::{Limits, Pages, Setup, Shard};
 use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
@@ -115,6 +115,8 @@ pub struct Config {
     pub mesh: Mesh,
     /// Where stored queries begin.
     pub store: Store,
+    /// The last sequence number in use before the writer's first commit.
+    pub last_sequence: Sequence,
     /// The writer's queue; has room for [`SUBMISSIONS_MAX`] a shard.
     pub submit: WriterHandle,
     /// The readers' queue.
@@ -174,7 +176,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             hash_seed: RandomState::new().hash_one(number),
         };
         let parts = Parts {
-            core: Box::new(move || Shard::new(setup)),
+            core: Box::new(move || Shard::new(setup).from_sequence(config.last_sequence)),
             number,
             mailbox,
             peers: addresses.clone(),

@@ -18,13 +18,15 @@ use rustix::net::Shutdown;
 
 use super::backend::Backend;
 use super::bus::{Address, FromShard, FromThread, Mailbox};
-use super::clock::Clock;
+use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::listener;
+use crate::nostr::Event;
 use crate::relay::counters::Counters;
-use crate::relay::ports::{Chunk, CommitBatch, Submission, Verdict};
+use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
 use crate::relay::{ConnectionKey, Effect, Now, ScanKey, Shard};
 use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
+use crate::wire::batch::Batch;
 
 /// Events verified in one tick: about 160 µs.
 const VERIFY_PER_TICK: usize = 4;
@@ -40,6 +42,9 @@ pub const SCRATCH_BYTES: usize = 64 << 10;
 
 /// How often deadlines are looked at and counters copied out.
 const TIMER_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Cancelled queries that may wait for a reader beside as many that are wanted.
+const CANCELLED_SLICES_MAX: usize = 256;
 
 /// Empty batches kept for the next writers, and the most bytes one of them may hold.
 const BATCHES_KEPT_MAX: usize = 64;
@@ -72,13 +77,16 @@ pub struct ShardLoop<B: Backend> {
     connections_max: usize,
     /// By the slot of the core's key.
     connections: RefCell<Vec<Option<Rc<Connection<B>>>>>,
-    /// Stored queries between two slices.
+    /// Stored queries of which no slice is being read.
     scans: RefCell<BTreeMap<ScanKey, Box<Scan>>>,
-    /// Slices the readers had no room for; at most one a subscription.
-    slices: RefCell<VecDeque<ReadJob>>,
+    /// Those of them whose next slice is wanted, in turn; cancelled ones among them are passed over.
+    slices: RefCell<VecDeque<ScanKey>>,
     pub(super) scratch: RefCell<Vec<u8>>,
-    batches: RefCell<Vec<Box<crate::wire::batch::Batch>>>,
-    clock: Clock,
+    #[expect(
+        clippy::vec_box,
+        reason = "a batch travels boxed; keeping the box saves its allocation"
+    )]
+    batches: RefCell<Vec<Box<Batch>>>,
     store: Store,
     submit: WriterHandle,
     read: ReadersHandle,
@@ -109,7 +117,6 @@ impl<B: Backend> ShardLoop<B> {
             slices: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES]),
             batches: RefCell::default(),
-            clock: Clock::new(),
             store: parts.store,
             submit: parts.submit,
             read: parts.read,
@@ -137,7 +144,7 @@ impl<B: Backend> ShardLoop<B> {
     async fn keep_time(self: Rc<Self>) {
         loop {
             B::sleep(TIMER_INTERVAL).await;
-            self.with(|core, now| core.handle_timer(now));
+            self.with(Shard::handle_timer);
             self.observe();
             self.nudge();
         }
@@ -149,7 +156,7 @@ impl<B: Backend> ShardLoop<B> {
 
     /// Calls into the core, with the time.
     pub(super) fn with<R>(&self, call: impl FnOnce(&mut Shard, Now) -> R) -> R {
-        call(&mut self.core.borrow_mut(), self.clock.now())
+        call(&mut self.core.borrow_mut(), clock::now())
     }
 
     /// Asks for a tick after the tasks that are ready now.
@@ -199,6 +206,7 @@ impl<B: Backend> ShardLoop<B> {
                 let done = chunk.done;
                 let wanted = self.with(|core, now| core.handle_chunk(key, chunk, now));
                 if wanted && !done {
+                    // Before the effects are carried out, which may ask for the next slice.
                     self.scans.borrow_mut().insert(key, scan);
                 }
             }
@@ -207,7 +215,7 @@ impl<B: Backend> ShardLoop<B> {
                 if let Some(listener) = self.listener.take() {
                     listener::stop(&*listener);
                 }
-                self.with(|core, now| core.handle_shutdown(now));
+                self.with(Shard::handle_shutdown);
             }
         }
     }
@@ -250,16 +258,9 @@ impl<B: Backend> ShardLoop<B> {
             let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
             match effect {
                 Effect::Submit(submission) => self.submit(submission),
-                Effect::StartScan(key, query) => match self.store.scan(query) {
-                    Ok(scan) => self.read_slice(key, Box::new(scan)),
-                    Err(error) => self.fail_scan(key, &error),
-                },
-                Effect::ResumeScan(key) => {
-                    if let Some(scan) = self.scans.borrow_mut().remove(&key) {
-                        self.read_slice(key, scan);
-                    }
-                }
-                Effect::CancelScan(key) => drop(self.scans.borrow_mut().remove(&key)),
+                Effect::StartScan(key, query) => self.start_scan(key, query),
+                Effect::ResumeScan(key) => self.slices.borrow_mut().push_back(key),
+                Effect::CancelScan(key) => self.cancel(key),
                 Effect::PublishEphemeral { token, event } => self.publish(token, &event),
                 Effect::Write(key) => {
                     if let Some(connection) = self.connection(key) {
@@ -300,7 +301,7 @@ impl<B: Backend> ShardLoop<B> {
         }
     }
 
-    fn publish(&self, token: u64, event: &crate::nostr::Event) {
+    fn publish(&self, token: u64, event: &Event) {
         let from = u16::try_from(self.number).expect("fewer shards than 2^16");
         for (number, peer) in self.peers.iter().enumerate() {
             if number == self.number {
@@ -313,6 +314,17 @@ impl<B: Backend> ShardLoop<B> {
         }
     }
 
+    fn start_scan(&self, key: ScanKey, query: Query) {
+        let Some(filed_at) = self.core.borrow().filed_at(key) else { return };
+        match self.store.scan(query) {
+            Ok(scan) => {
+                self.scans.borrow_mut().insert(key, Box::new(scan.up_to(filed_at)));
+                self.slices.borrow_mut().push_back(key);
+            }
+            Err(error) => self.fail_scan(key, &error),
+        }
+    }
+
     fn fail_scan(&self, key: ScanKey, error: &StoreError) {
         tracing::error!(%error, "a stored query cannot begin");
         let failed = Some(error.to_string());
@@ -320,35 +332,45 @@ impl<B: Backend> ShardLoop<B> {
         self.with(|core, now| core.handle_chunk(key, chunk, now));
     }
 
-    fn read_slice(&self, key: ScanKey, scan: Box<Scan>) {
-        let address = self.peers[self.number].clone();
-        let job = ReadJob {
-            scan,
-            deliver: Box::new(move |scan, chunk| {
-                // A shard that has ended reads no slice.
-                let _ = address.send(FromThread::Chunk(key, scan, chunk));
-            }),
-        };
-        self.slices.borrow_mut().push_back(job);
+    /// Forgets a query. What it leaves in the line is swept out now and then, so that a client that
+    /// replaces its subscription over and over does not make the line grow.
+    fn cancel(&self, key: ScanKey) {
+        let mut scans = self.scans.borrow_mut();
+        scans.remove(&key);
+        let mut slices = self.slices.borrow_mut();
+        if slices.len() > 2 * scans.len() + CANCELLED_SLICES_MAX {
+            slices.retain(|waiting| scans.contains_key(waiting));
+        }
     }
 
     /// Hands slices to the readers while they have room; the rest waits for a later tick, which a
     /// returning slice brings.
     fn ask_for_slices(&self) {
         let mut slices = self.slices.borrow_mut();
-        while let Some(job) = slices.pop_front() {
+        let mut scans = self.scans.borrow_mut();
+        while let Some(key) = slices.pop_front() {
+            let Some(scan) = scans.remove(&key) else { continue };
+            let address = self.peers[self.number].clone();
+            let job = ReadJob {
+                scan,
+                deliver: Box::new(move |scan, chunk| {
+                    // A shard that has ended reads no slice.
+                    let _ = address.send(FromThread::Chunk(key, scan, chunk));
+                }),
+            };
             if let Err(job) = self.read.try_submit(job) {
-                slices.push_front(job);
+                scans.insert(key, job.scan);
+                slices.push_front(key);
                 return;
             }
         }
     }
 
-    pub(super) fn take_batch(&self) -> Box<crate::wire::batch::Batch> {
+    pub(super) fn take_batch(&self) -> Box<Batch> {
         self.batches.borrow_mut().pop().unwrap_or_default()
     }
 
-    pub(super) fn return_batch(&self, mut batch: Box<crate::wire::batch::Batch>) {
+    pub(super) fn return_batch(&self, mut batch: Box<Batch>) {
         let mut batches = self.batches.borrow_mut();
         if batches.len() < BATCHES_KEPT_MAX && batch.held_bytes() <= BATCH_KEPT_BYTES_MAX {
             batch.clear();

@@ -11,6 +11,7 @@ pub mod event;
 pub mod filter;
 pub mod json;
 pub mod message;
+pub mod nip11;
 pub mod parse;
 pub mod tag;
 #[cfg(test)]

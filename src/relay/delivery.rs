@@ -4,15 +4,16 @@
 //! live events as small references), then the connection's outbox. What finds room in the outbox goes
 //! there at once; the rest waits in its subscription and is moved, in turns, as batches leave.
 //!
-//! No gap and no double between stored and live: the subscription is filed in the index before its
-//! query starts; the query's first slice fixes the last sequence number it covers; live events up to
-//! that number are suppressed and those after it wait for EOSE.
+//! No gap and no double between stored and live: the last sequence number this shard was told of when
+//! the subscription was filed in the index ([`Shard::filed_at`]) is the last its query covers. Live
+//! events after that number wait for EOSE; there is none up to it. So an event that is committed after
+//! the REQ is live, also where the query, for its `limit`, would leave it out.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::outbox::Name;
-use super::ports::{Chunk, Query};
+use super::ports::{Chunk, Query, Sequence};
 use super::session::{ConnectionKey, LiveEvent, Phase, Stage, Subscription};
 use super::shard::{Effect, Now, ScanKey, Shard};
 use crate::nostr::{Filter, RelayMessage, SubscriptionId};
@@ -48,6 +49,7 @@ impl Shard {
             connection: key,
             name: Name::new(id),
             generation,
+            filed_at: self.last_sequence,
             stage: if wants_stored { Stage::Scanning } else { Stage::Finishing },
             filters: self.index.insert(slot, &filters),
             snapshot: None,
@@ -210,6 +212,13 @@ impl Shard {
         for slot in slow {
             self.end_slow(slot);
         }
+    }
+
+    /// The sequence number up to which a stored query looks; `None` when nobody wants it any more.
+    #[must_use]
+    pub fn filed_at(&self, scan: ScanKey) -> Option<Sequence> {
+        let subscription = self.subscriptions.get(scan.slot())?;
+        (subscription.generation == scan.generation()).then_some(subscription.filed_at)
     }
 
     /// Takes a slice of a stored query; whether the query is still wanted.

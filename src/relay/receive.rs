@@ -122,9 +122,7 @@ impl Shard {
                     return self.close(key, close, CloseReason::Protocol, now);
                 }
                 Ok(Some(Item::Close(code))) => {
-                    session.outbox.purge_all();
-                    let code = code.map(|_| 1000);
-                    return self.close(key, Close { code, reason: "" }, CloseReason::Client, now);
+                    return self.take_leave(key, Close { code, reason: "" }, now);
                 }
                 Err(error) => return self.refuse_frames(key, error, now),
             }

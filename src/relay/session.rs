@@ -1,9 +1,9 @@
 //! One connection's protocol state: what has been read, what is owed, what is subscribed.
 //!
 //! ```text
-//!  Head ──handshake──▶ Open ──shutdown──▶ Draining ──all owed is sent──▶ Closing ──peer is done──▶ gone
-//!    │                   └──close, broken frame──────────────────────────▶ ▲
-//!    └──HTTP answer, bad request──────────────────────────────────────────┘
+//!  Head ──handshake──▶ Open ──shutdown, client's close or end──▶ Draining ──all owed is sent──▶ Closing ──▶ gone
+//!    │                   └──broken frame────────────────────────────────────────────────────────▶ ▲
+//!    └──HTTP answer, bad request──────────────────────────────────────────────────────────────────┘
 //! ```
 //! From every state an abort (socket error, deadline) leads straight to gone.
 
@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::outbox::{Name, Outbox};
+use super::outbox::{Close, Name, Outbox};
 use super::ports::Sequence;
 use crate::nostr::{Candidate, Event, SubscriptionId};
 use crate::wire::websocket::Decoder;
@@ -42,7 +42,8 @@ pub(super) enum Phase {
     Head,
     /// WebSocket messages both ways.
     Open,
-    /// Nothing more is read; answers and queued events still go out, then a close with 1001.
+    /// Nothing more is read; answers and, when the relay stops, queued events still go out, then the
+    /// farewell.
     Draining,
     /// The last frame is queued or sent; waiting for the peer to finish.
     Closing {
@@ -80,6 +81,8 @@ pub(super) struct Session {
     pub(super) phase: Phase,
     /// Why it is closing, once it is.
     pub(super) reason: CloseReason,
+    /// What a draining connection is closed with.
+    pub(super) farewell: Close,
     pub(super) decoder: Decoder,
     /// Received bytes that are not decoded yet: a request head in parts, or what arrived after the
     /// last credit was used.
@@ -120,6 +123,7 @@ impl Session {
             key,
             phase: Phase::Head,
             reason: CloseReason::Client,
+            farewell: Close { code: None, reason: "" },
             decoder: Decoder::new(message_bytes_max),
             backlog: Vec::new(),
             outbox: Outbox::default(),
@@ -190,6 +194,8 @@ pub(super) struct Subscription {
     pub(super) name: Rc<Name>,
     /// Tells this subscription's slices from those of an earlier one in the same slot.
     pub(super) generation: u32,
+    /// The last sequence number the shard had been told of when this was filed in the index.
+    pub(super) filed_at: Sequence,
     pub(super) stage: Stage,
     /// Slots in the index.
     pub(super) filters: Box<[u32]>,

@@ -18,7 +18,7 @@ use slab::Slab;
 use super::counters::Counters;
 use super::limits::Limits;
 use super::outbox::Close;
-use super::ports::{CommitBatch, Origin, Query, Submission, Ticket, Verdict};
+use super::ports::{CommitBatch, Origin, Query, Sequence, Submission, Ticket, Verdict};
 use super::session::{CloseReason, ConnectionKey, LiveEvent, Phase, Session, Subscription};
 use super::subscriptions::SubscriptionIndex;
 use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
@@ -154,6 +154,8 @@ pub struct Shard {
     pub(super) verifier: Verifier,
     pub(super) counters: Counters,
     pub(super) generation: u32,
+    /// The last sequence number whose commit has been handled.
+    pub(super) last_sequence: Sequence,
     pub(super) stopping: bool,
     /// Scratch of one match.
     pub(super) matched: Vec<u32>,
@@ -176,9 +178,16 @@ impl Shard {
             verifier: Verifier::default(),
             counters: Counters::default(),
             generation: 0,
+            last_sequence: 0,
             stopping: false,
             matched: Vec::new(),
         }
+    }
+
+    /// Tells the last sequence number in use before the first commit this shard will be told of.
+    #[must_use]
+    pub fn from_sequence(self, last_sequence: Sequence) -> Self {
+        Self { last_sequence, ..self }
     }
 
     /// What has been counted, gauges included.
@@ -216,13 +225,17 @@ impl Shard {
         key
     }
 
-    /// Notes that the peer sends no more, or that reading failed.
+    /// Notes that the peer sends no more. What it sent before is still answered.
     pub fn handle_eof(&mut self, key: ConnectionKey, now: Now) {
         let Some(session) = self.session(key) else { return };
         session.peer_done = true;
         let owes = session.writing || !session.outbox.is_empty();
         match session.phase {
             Phase::Closing { .. } if owes => session.phase_ms = now.ms,
+            Phase::Open if session.replies_owed > 0 => {
+                self.take_leave(key, Close { code: None, reason: "" }, now);
+            }
+            Phase::Draining => {}
             _ => self.remove(key),
         }
     }
@@ -235,6 +248,8 @@ impl Shard {
     /// Moves what waits for a socket into an empty `batch`; `false` when nothing does. While a batch
     /// is out, nobody else may fill one: one write in flight per socket.
     pub fn fill(&mut self, key: ConnectionKey, batch: &mut Batch, now: Now) -> bool {
+        // A purge may have made room for subscriptions that wait since the write was asked for.
+        self.pump(key, now);
         let Some(session) = self.session(key) else { return false };
         if session.writing || session.outbox.is_empty() {
             return false;
@@ -290,6 +305,7 @@ impl Shard {
         for (sequence, event) in &batch.stored {
             self.publish(event, Some(*sequence), now);
         }
+        self.last_sequence = self.last_sequence.max(batch.last_sequence);
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
@@ -383,6 +399,7 @@ impl Shard {
                 }
                 Phase::Open => {
                     session.reason = CloseReason::Shutdown;
+                    session.farewell = Close { code: Some(1001), reason: "relay is stopping" };
                     session.enter(Phase::Draining, now.ms);
                     self.stop_scans(key);
                     self.finish_draining(key, now);
@@ -452,6 +469,18 @@ impl Shard {
         self.sessions.get_mut(key.slot()).filter(|session| session.key == key)
     }
 
+    /// The client sends no more: its subscriptions end, its events are answered, then `farewell`.
+    pub(super) fn take_leave(&mut self, key: ConnectionKey, farewell: Close, now: Now) {
+        self.end_subscriptions(key);
+        let Some(session) = self.session(key) else { return };
+        // What is left of the stream: CLOSED of subscriptions the relay had ended.
+        session.outbox.purge_all();
+        session.backlog = Vec::new();
+        session.farewell = farewell;
+        session.enter(Phase::Draining, now.ms);
+        self.finish_draining(key, now);
+    }
+
     /// Sends a draining connection its close once nothing is owed to it.
     pub(super) fn finish_draining(&mut self, key: ConnectionKey, now: Now) {
         let Some(session) = self.session(key) else { return };
@@ -461,7 +490,7 @@ impl Shard {
             || !session.subscriptions.is_empty();
         if session.phase == Phase::Draining && !owed {
             session.enter(Phase::Closing { sent: false }, now.ms);
-            session.outbox.push_close(Close { code: Some(1001), reason: "relay is stopping" });
+            session.outbox.push_close(session.farewell);
             self.ask_write(key);
         }
     }

@@ -18,19 +18,33 @@ type Hasher = foldhash::fast::FixedState;
 /// The filters of one shard's subscriptions.
 pub struct SubscriptionIndex {
     filters: Slab<Filed>,
-    by_id: HashMap<Id, Vec<FilterSlot>, Hasher>,
-    by_author: HashMap<Pubkey, Vec<FilterSlot>, Hasher>,
-    by_kind: HashMap<u16, Vec<FilterSlot>, Hasher>,
-    by_tag: HashMap<(u8, TagValue), Vec<FilterSlot>, Hasher>,
-    unselective: Vec<FilterSlot>,
+    by_id: HashMap<Id, Posts, Hasher>,
+    by_author: HashMap<Pubkey, Posts, Hasher>,
+    by_kind: HashMap<u16, Posts, Hasher>,
+    by_tag: HashMap<(u8, TagValue), Posts, Hasher>,
+    unselective: Posts,
     /// Number of the current lookup; marks the subscriptions already found in it.
     lookup: u64,
     found_in: Vec<u64>,
+    /// Filters looked at, over all lookups.
+    #[cfg(test)]
+    evaluated: u64,
+}
+
+/// The filters filed under one value. An event may carry a value, or several of one filter's values,
+/// any number of times; a lookup goes by each list once, and evaluates each filter once.
+#[derive(Default)]
+struct Posts {
+    slots: Vec<FilterSlot>,
+    /// The last lookup that went by it.
+    tried: u64,
 }
 
 struct Filed {
     subscription: u32,
     filter: Filter,
+    /// The last lookup that evaluated it.
+    tried: u64,
 }
 
 /// The field a filter is filed under.
@@ -79,9 +93,11 @@ impl SubscriptionIndex {
             by_author: HashMap::with_hasher(hasher()),
             by_kind: HashMap::with_hasher(hasher()),
             by_tag: HashMap::with_hasher(hasher()),
-            unselective: Vec::new(),
+            unselective: Posts::default(),
             lookup: 0,
             found_in: Vec::new(),
+            #[cfg(test)]
+            evaluated: 0,
         }
     }
 
@@ -111,9 +127,9 @@ impl SubscriptionIndex {
                 let (letter, values) = &filter.tags[at];
                 post(&mut self.by_tag, values.iter().map(|v| (*letter, v.clone())), slot);
             }
-            Field::Nothing => self.unselective.push(slot),
+            Field::Nothing => self.unselective.slots.push(slot),
         }
-        entry.insert(Filed { subscription, filter });
+        entry.insert(Filed { subscription, filter, tried: 0 });
         slot
     }
 
@@ -135,7 +151,7 @@ impl SubscriptionIndex {
                     let keys = values.iter().map(|value| (*letter, value.clone()));
                     unpost(&mut self.by_tag, keys, slot);
                 }
-                Field::Nothing => take_out(&mut self.unselective, slot),
+                Field::Nothing => take_out(&mut self.unselective.slots, slot),
             }
         }
     }
@@ -144,9 +160,22 @@ impl SubscriptionIndex {
     pub fn matches(&mut self, event: EventView<'_>, out: &mut Vec<u32>) {
         self.lookup += 1;
         let Self { filters, lookup, found_in, .. } = self;
-        let mut visit = |posts: &[FilterSlot]| {
-            for &slot in posts {
-                let filed = &filters[slot as usize];
+        #[cfg(test)]
+        let evaluated = &mut self.evaluated;
+        let mut visit = |posts: Option<&mut Posts>| {
+            let Some(posts) = posts else { return };
+            if std::mem::replace(&mut posts.tried, *lookup) == *lookup {
+                return;
+            }
+            for &slot in &posts.slots {
+                let filed = &mut filters[slot as usize];
+                if std::mem::replace(&mut filed.tried, *lookup) == *lookup {
+                    continue;
+                }
+                #[cfg(test)]
+                {
+                    *evaluated += 1;
+                }
                 let found = &mut found_in[filed.subscription as usize];
                 if *found != *lookup && filed.filter.matches(event) {
                     *found = *lookup;
@@ -154,19 +183,15 @@ impl SubscriptionIndex {
                 }
             }
         };
-        for posts in [
-            self.by_id.get(event.id()),
-            self.by_author.get(event.pubkey()),
-            self.by_kind.get(&event.kind().0),
-        ] {
-            visit(posts.map_or(&[], Vec::as_slice));
-        }
+        visit(self.by_id.get_mut(event.id()));
+        visit(self.by_author.get_mut(event.pubkey()));
+        visit(self.by_kind.get_mut(&event.kind().0));
         if !self.by_tag.is_empty() {
             for (letter, value) in event.tags() {
-                visit(self.by_tag.get(&TagKey(letter, value)).map_or(&[], Vec::as_slice));
+                visit(self.by_tag.get_mut(&TagKey(letter, value)));
             }
         }
-        visit(&self.unselective);
+        visit(Some(&mut self.unselective));
     }
 
     /// Filters filed.
@@ -188,29 +213,31 @@ impl SubscriptionIndex {
             + self.by_author.len()
             + self.by_kind.len()
             + self.by_tag.len()
-            + usize::from(!self.unselective.is_empty())
+            + usize::from(!self.unselective.slots.is_empty())
     }
 }
 
 fn post<K: std::hash::Hash + Eq>(
-    map: &mut HashMap<K, Vec<FilterSlot>, Hasher>,
+    map: &mut HashMap<K, Posts, Hasher>,
     keys: impl Iterator<Item = K>,
     slot: FilterSlot,
 ) {
     for key in keys {
-        map.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(slot);
+        let posts = map.entry(key).or_default();
+        posts.slots.reserve_exact(usize::from(posts.slots.is_empty()));
+        posts.slots.push(slot);
     }
 }
 
 fn unpost<K: std::hash::Hash + Eq>(
-    map: &mut HashMap<K, Vec<FilterSlot>, Hasher>,
+    map: &mut HashMap<K, Posts, Hasher>,
     keys: impl Iterator<Item = K>,
     slot: FilterSlot,
 ) {
     for key in keys {
         let posts = map.get_mut(&key).expect("a filed filter is under each of its keys");
-        take_out(posts, slot);
-        if posts.is_empty() {
+        take_out(&mut posts.slots, slot);
+        if posts.slots.is_empty() {
             map.remove(&key);
         }
     }
@@ -280,6 +307,37 @@ mod tests {
                 limit: Some(0),
             },
         )
+    }
+
+    #[test]
+    fn an_event_that_repeats_its_tags_costs_each_filter_once() {
+        let mut index = SubscriptionIndex::new(1);
+        let filter = Filter {
+            tags: vec![(b't', vec![value(0), value(1)]), (b'z', (0..3).map(value).collect())],
+            ..Filter::default()
+        };
+        for subscription in 0..1_000 {
+            index.insert(subscription, std::slice::from_ref(&filter));
+        }
+        let mut packed = Vec::new();
+        for n in 0..2_000_u16 {
+            let n = u8::from(n.is_multiple_of(2));
+            tag::pack(&mut packed, b't', &value(n).as_ref().to_text());
+        }
+        let event = Event::build(&Fields {
+            id: key(1),
+            pubkey: key(1),
+            created_at: 1,
+            expiration: None,
+            kind: Kind(1),
+            protected: false,
+            packed_tags: &packed,
+            json: b"{}",
+        });
+        let mut found = Vec::new();
+        index.matches(event.view(), &mut found);
+        assert!(found.is_empty());
+        assert_eq!(index.evaluated, 1_000);
     }
 
     proptest! {

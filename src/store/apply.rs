@@ -73,12 +73,11 @@ fn check_storable(event: EventView<'_>) -> Result<(), StoreError> {
 
 /// The verdict on one event, and what a refused one leaves behind.
 fn judge(t: &mut Transaction<'_>, event: EventView<'_>, now: u64) -> Result<Verdict, StoreError> {
-    if let Some(seq) = t.find(event.id())? {
-        let stored = t.environment().indexed(t.read(), seq)?;
-        if t.is_visible(stored, now)? {
-            return Ok(Verdict::Duplicate);
-        }
-        // Hidden is vanished or expired; the rules below say which.
+    // What is stored and hidden has vanished or expired; the rules below say which.
+    if let Some((_, stored)) = t.find(event.id())?
+        && t.is_visible(stored, now)?
+    {
+        return Ok(Verdict::Duplicate);
     }
     if t.is_vanished(event)? {
         if event.kind() == Kind::DELETION && !event.is_expired(now) {
@@ -198,8 +197,7 @@ fn delete_named(t: &mut Transaction<'_>, request: EventView<'_>) -> Result<(), S
 }
 
 fn delete_id(t: &mut Transaction<'_>, request: EventView<'_>, id: &Id) -> Result<(), StoreError> {
-    if let Some(seq) = t.find(id)? {
-        let named = t.environment().indexed(t.read(), seq)?;
+    if let Some((seq, named)) = t.find(id)? {
         if !may_delete(request.pubkey(), named) {
             return Ok(());
         }

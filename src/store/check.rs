@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::apply::{may_delete, parse_address};
 use super::environment::{Environment, Table, number, sequence};
+use super::names::Text;
 
 use super::schema::{
     Address, Backlog, Hasher, IndexKeys, META_SCHEMA, Mark, SCHEMA_VERSION, Suffix, address,
@@ -17,7 +18,8 @@ use super::schema::{
 };
 use super::transaction::find;
 use super::{Store, StoreError, visible};
-use crate::nostr::{EventView, Kind, TagRef};
+use crate::nostr::event::HEADER_BYTES;
+use crate::nostr::{EventView, Kind, TagRef, tag};
 use crate::relay::ports::Sequence;
 
 /// Differences described; all are counted.
@@ -48,9 +50,11 @@ impl Store {
             environment: &environment,
             txn: &txn,
             found: Found::default(),
+            unreadable: Vec::new(),
             report: Report::default(),
         };
         check.meta()?;
+        check.records()?;
         check.events()?;
         check.indexes()?;
         check.marks()?;
@@ -63,6 +67,8 @@ struct Check<'c> {
     environment: &'c Environment,
     txn: &'c RoTxn<'c>,
     found: Found,
+    /// Ascending; described already.
+    unreadable: Vec<Sequence>,
     report: Report,
 }
 
@@ -78,7 +84,7 @@ struct Found {
     expire: u64,
 }
 
-impl Check<'_> {
+impl<'c> Check<'c> {
     fn difference(&mut self, text: impl FnOnce() -> String) {
         self.report.differences += 1;
         if self.report.described.len() < DESCRIBED_MAX {
@@ -94,16 +100,15 @@ impl Check<'_> {
         }
         let last = self.environment.last_sequence(self.txn)?;
         if let Some((key, _)) = self.environment.tables.event.last(self.txn)?
-            && number(key)? > last
+            && number(key).is_ok_and(|seq| seq > last)
         {
             self.difference(|| format!("meta: the last sequence is {last}, later ones are used"));
         }
         Ok(())
     }
 
-    /// Forward: from each event to its entries.
-    fn events(&mut self) -> Result<(), StoreError> {
-        let mut prefixes = Vec::new();
+    /// Each record by itself. Those that cannot be worked with are left out of the rest.
+    fn records(&mut self) -> Result<(), StoreError> {
         for entry in self.environment.tables.event.iter(self.txn)? {
             let (key, record) = entry?;
             self.report.events += 1;
@@ -112,21 +117,53 @@ impl Check<'_> {
                 continue;
             };
             let seq = Sequence::from_be_bytes(key);
-            let Some(event) = EventView::new(record) else {
-                self.difference(|| format!("event {seq}: not a record"));
-                continue;
+            let sound = match EventView::new(record) {
+                Some(event) => self.record(event, seq),
+                None => {
+                    self.difference(|| format!("event {seq}: not a record"));
+                    false
+                }
             };
-            self.record(event, seq);
-            self.entries_of(event, seq, &mut prefixes)?;
-            self.rules(event, seq)?;
+            if !sound {
+                self.unreadable.push(seq);
+            }
         }
         Ok(())
     }
 
-    /// The header against the JSON it is sent as.
-    fn record(&mut self, event: EventView<'_>, seq: Sequence) {
+    /// Forward: from each event to its entries.
+    fn events(&mut self) -> Result<(), StoreError> {
+        let mut prefixes = Vec::new();
+        for entry in self.environment.tables.event.iter(self.txn)? {
+            let Ok(key) = entry?.0.try_into() else { continue };
+            let seq = Sequence::from_be_bytes(key);
+            if let Some(event) = self.readable(seq)? {
+                self.entries_of(event, seq, &mut prefixes)?;
+                self.rules(event, seq)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The event of `seq`, if it is stored and its record can be worked with.
+    fn readable(&self, seq: Sequence) -> Result<Option<EventView<'c>>, StoreError> {
+        if self.is_unreadable(seq) {
+            return Ok(None);
+        }
+        let record = self.environment.tables.event.get(self.txn, &seq.to_be_bytes())?;
+        Ok(record.and_then(EventView::new))
+    }
+
+    fn is_unreadable(&self, seq: Sequence) -> bool {
+        self.unreadable.binary_search(&seq).is_ok()
+    }
+
+    /// The header and the packed tags against the JSON they were made of; false when the record
+    /// cannot be worked with.
+    fn record(&mut self, event: EventView<'_>, seq: Sequence) -> bool {
         let Ok(body) = serde_json::from_slice::<Body<'_>>(event.json()) else {
-            return self.difference(|| format!("event {seq}: its JSON is not an event's"));
+            self.difference(|| format!("event {seq}: its JSON is not an event's"));
+            return false;
         };
         let same = body.id == faster_hex::hex_string(event.id())
             && body.pubkey == faster_hex::hex_string(event.pubkey())
@@ -135,6 +172,20 @@ impl Check<'_> {
         if !same {
             self.difference(|| format!("event {seq}: its header differs from its JSON"));
         }
+        let mut packed = Vec::new();
+        for strings in &body.tags {
+            if let [name, value, ..] = strings.as_slice()
+                && let [letter] = name.0.as_bytes()
+                && letter.is_ascii_alphabetic()
+            {
+                tag::pack(&mut packed, *letter, &value.0);
+            }
+        }
+        let tags = &event.record()[HEADER_BYTES..event.record().len() - event.json().len()];
+        if tags != packed {
+            self.difference(|| format!("event {seq}: its packed tags differ from its JSON"));
+        }
+        tags == packed
     }
 
     fn entries_of(
@@ -225,12 +276,16 @@ impl Check<'_> {
     fn request(&mut self, request: EventView<'_>, seq: Sequence) -> Result<(), StoreError> {
         for (letter, value) in request.tags() {
             let undone = match (letter, value) {
-                (b'e', TagRef::Hex(id)) => match find(self.environment, self.txn, id)? {
-                    Some(named) => {
-                        may_delete(request.pubkey(), self.environment.indexed(self.txn, named)?)
-                    }
-                    None => false,
-                },
+                (b'e', TagRef::Hex(id)) => {
+                    let named = match find(self.environment, self.txn, id) {
+                        Ok(found) => found.map(|(seq, _)| seq),
+                        // An id entry without its event: told where the entries are walked.
+                        Err(StoreError::Damaged(_)) => None,
+                        Err(error) => return Err(error),
+                    };
+                    let named = named.map(|seq| self.readable(seq)).transpose()?.flatten();
+                    named.is_some_and(|named| may_delete(request.pubkey(), named))
+                }
                 (b'a', TagRef::Text(text)) => match parse_address(text, request.pubkey()) {
                     Some((kind, d)) => {
                         let hasher = &self.environment.hasher;
@@ -287,10 +342,7 @@ impl Check<'_> {
             _ => Suffix::ending(key).map(|suffix| suffix.seq()),
         };
         let Some(seq) = seq else { return Ok(false) };
-        let Some(record) = self.environment.tables.event.get(self.txn, &seq.to_be_bytes())? else {
-            return Ok(false);
-        };
-        let Some(event) = EventView::new(record) else { return Ok(false) };
+        let Some(event) = self.readable(seq)? else { return Ok(self.is_unreadable(seq)) };
         let keys = IndexKeys::of(event, seq);
         Ok(match name {
             "id" => key == &event.id()[..16] || key == event.id(),
@@ -325,8 +377,7 @@ impl Check<'_> {
         if mark.seq == 0 {
             return Ok(true);
         }
-        let record = self.environment.tables.event.get(self.txn, &mark.seq.to_be_bytes())?;
-        let Some(event) = record.and_then(EventView::new) else { return Ok(false) };
+        let Some(event) = self.readable(mark.seq)? else { return Ok(self.is_unreadable(mark.seq)) };
         Ok(address_of(event, &self.environment.hasher) == Some(key)
             && mark == Mark::of(event, mark.seq))
     }
@@ -373,4 +424,6 @@ struct Body<'a> {
     pubkey: &'a str,
     created_at: u64,
     kind: u16,
+    #[serde(borrow)]
+    tags: Vec<Vec<Text<'a>>>,
 }

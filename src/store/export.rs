@@ -34,6 +34,9 @@ impl Store {
     ///
     /// # Errors
     /// When the store cannot be read.
+    ///
+    /// # Panics
+    /// Never: what is viewed was copied from a record.
     pub fn export(
         &self,
         range: ExportRange,

@@ -317,11 +317,12 @@ impl Store {
     pub fn reopen(&self) -> Result<(), StoreError> {
         let Shared { dir, options, mode, environment, .. } = &*self.shared;
         let mut slot = environment.write().unwrap_or_else(PoisonError::into_inner);
-        *slot = None;
-        let path = dir.canonicalize().map_err(StoreError::io(dir))?;
-        if let Some(closing) = heed::env_closing_event(path)
-            && !closing.wait_timeout(CLOSE_WAIT)
-        {
+        // Asked for before the last handle can go: LMDB must be done with the files by then.
+        let closing = match slot.take() {
+            Some(environment) => Some(environment.env.clone().prepare_for_closing()),
+            None => heed::env_closing_event(dir.canonicalize().map_err(StoreError::io(dir))?),
+        };
+        if closing.is_some_and(|closing| !closing.wait_timeout(CLOSE_WAIT)) {
             return Err(StoreError::Busy { dir: dir.clone() });
         }
         *slot = Some(Arc::new(Environment::open(dir, options, *mode)?));

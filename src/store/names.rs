@@ -48,8 +48,9 @@ struct Body<'a> {
     tags: Vec<Vec<Text<'a>>>,
 }
 
+/// A JSON string, borrowed unless it has escapes.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 /// Scheme and host in lower case, no default port, no slash at the end: two spellings of one URL
 /// (RFC 3986 §6.2) become equal. What is no URL stays as it is.

@@ -14,7 +14,8 @@
 use super::schema::{Hasher, Suffix, join, tag_prefix};
 use crate::nostr::Filter;
 
-/// Ranges one filter may be made of: 32 bytes each, plus as much in the merge.
+/// Ranges one list of a filter may be made of, and the products of lists of a whole query: 32 bytes
+/// each, plus as much in the merge.
 pub(super) const SOURCES_MAX: usize = 16_384;
 
 /// Letters whose values name one thing, so that few events share one: events, addresses, keys,
@@ -86,7 +87,7 @@ pub(super) fn plan(filter: &Filter, number: u32, hasher: &Hasher, out: &mut Vec<
         }));
     } else if let Some(authors) = authors {
         match kinds {
-            Some(kinds) if authors.len() * kinds.len() <= SOURCES_MAX => {
+            Some(kinds) if authors.len() * kinds.len() <= SOURCES_MAX.saturating_sub(out.len()) => {
                 for author in authors {
                     out.extend(kinds.iter().map(|kind| {
                         let prefix: [u8; 10] = join(&[&author[..8], &kind.to_be_bytes()]);
@@ -141,6 +142,21 @@ mod tests {
         assert_eq!(planned(&filter), (Index::Tag, 2));
         filter.ids = Some(keys(9));
         assert_eq!(planned(&filter), (Index::Ids, 1));
+    }
+
+    #[test]
+    fn the_filters_of_a_query_share_the_ranges() {
+        let mut filter = Filter {
+            authors: Some(keys(300)),
+            kinds: Some((0..50).collect()),
+            ..Filter::default()
+        };
+        let mut out = Vec::new();
+        for number in 0..20 {
+            plan(&filter, number, &Hasher::new([0; 16]), &mut out);
+            filter.kinds.as_mut().unwrap().push(100);
+        }
+        assert_eq!(out.len(), 15_000 + 19 * 300);
     }
 
     #[test]

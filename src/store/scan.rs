@@ -8,8 +8,8 @@
 //! One step takes the smallest head and either moves it to the entry really there, or judges that
 //! entry and moves to the next. Every step makes progress that is kept, so any budget ends.
 //!
-//! **Snapshot.** The first slice notes the last sequence number; later slices pass over what came
-//! after. Within that, an event is handed out once: all entries of one event have one suffix, so
+//! **Snapshot.** The first slice notes the last sequence number, unless [`Scan::up_to`] named an
+//! earlier one; later slices pass over what came after. Within that, an event is handed out once: all entries of one event have one suffix, so
 //! they follow each other in the merge.
 
 use std::cmp::Reverse;
@@ -49,7 +49,7 @@ pub struct Scan {
     sources: Vec<Source>,
     /// Where each source that is not exhausted stands, smallest first.
     heads: BinaryHeap<Reverse<(Suffix, u32)>>,
-    /// Set by the first slice.
+    /// Set by the first slice, or before.
     snapshot: Option<Sequence>,
     /// The event handed out last.
     last: Option<Suffix>,
@@ -108,6 +108,13 @@ impl Scan {
             scan.filters.push(FilterScan { filter, left, judged: None, oldest, ids });
         }
         scan
+    }
+
+    /// Covers what was committed up to `snapshot`, and not what the first slice may see beyond.
+    #[must_use]
+    pub fn up_to(mut self, snapshot: Sequence) -> Self {
+        self.snapshot = Some(snapshot);
+        self
     }
 
     /// Goes on by one slice. `now` (seconds) decides what has expired. After an error the scan is
@@ -236,8 +243,8 @@ impl Scan {
                 continue;
             }
             while *left > 0 && ids.looked_up < wanted.len() {
-                if let Some(seq) = find(environment, txn, &wanted[ids.looked_up])? {
-                    ids.found.push(Suffix::of(environment.indexed(txn, seq)?, seq));
+                if let Some((seq, event)) = find(environment, txn, &wanted[ids.looked_up])? {
+                    ids.found.push(Suffix::of(event, seq));
                 }
                 ids.looked_up += 1;
                 *left -= 1;

@@ -50,8 +50,12 @@ pub fn names() -> RelayNames {
     RelayNames::new([URL])
 }
 
+/// The key of author `n`. Those from 100 on share their first eight bytes, as index keys see it.
 pub fn key(n: u8) -> Pubkey {
     let mut key = [n; 32];
+    if n >= 100 {
+        key[..8].fill(100);
+    }
     key[31] = 0xee;
     key
 }
@@ -179,14 +183,21 @@ fn newest_first(event: EventView<'_>) -> (std::cmp::Reverse<u64>, Id) {
 /// in it looks at the order of arrival.
 #[derive(Default)]
 pub struct Model {
-    arrived: Vec<(Event, u64)>,
+    arrived: Vec<Arrival>,
+}
+
+struct Arrival {
+    event: Event,
+    /// Whether it had not expired when it arrived; else it has no effect.
+    effective: bool,
+    address: Option<String>,
 }
 
 impl Model {
     /// The verdict on an event that arrives at `now`.
     pub fn arrive(&mut self, event: &Event, now: u64) -> Verdict {
         let view = event.view();
-        let known = self.arrived.iter().any(|(other, _)| other.view().id() == view.id());
+        let known = self.arrived.iter().any(|other| other.event.view().id() == view.id());
         let verdict = if known && self.is_visible(view, now) {
             Verdict::Duplicate
         } else if self.is_vanished(view) {
@@ -200,16 +211,18 @@ impl Model {
         } else {
             Verdict::Stored
         };
-        self.arrived.push((event.clone(), now));
+        let effective = !view.is_expired(now);
+        self.arrived.push(Arrival { event: event.clone(), effective, address: address(view) });
         verdict
     }
 
     pub fn visible(&self, now: u64) -> Vec<Event> {
-        let effective = |event: &Event| self.effective().any(|e| e.id() == event.view().id());
-        let visible = |event: &&Event| effective(event) && self.is_visible(event.view(), now);
         let mut seen = BTreeSet::new();
-        let once = |event: &&Event| seen.insert(*event.view().id());
-        self.arrived.iter().map(|(event, _)| event).filter(visible).filter(once).cloned().collect()
+        let visible = |arrival: &&Arrival| {
+            let event = arrival.event.view();
+            arrival.effective && self.is_visible(event, now) && seen.insert(*event.id())
+        };
+        self.arrived.iter().filter(visible).map(|arrival| arrival.event.clone()).collect()
     }
 
     fn is_visible(&self, event: EventView<'_>, now: u64) -> bool {
@@ -219,17 +232,16 @@ impl Model {
             && !self.is_superseded(event)
     }
 
-    /// What had not expired when it arrived.
-    fn effective(&self) -> impl Iterator<Item = EventView<'_>> {
-        let fresh = self.arrived.iter().filter(|(event, now)| !event.view().is_expired(*now));
-        fresh.map(|(event, _)| event.view())
+    fn effective(&self, kind: u16) -> impl Iterator<Item = EventView<'_>> {
+        let effective = self.arrived.iter().filter(|arrival| arrival.effective);
+        let events = effective.map(|arrival| arrival.event.view());
+        events.filter(move |event| event.kind().0 == kind)
     }
 
     fn is_vanished(&self, event: EventView<'_>) -> bool {
         event.kind().0 != 62
-            && self.effective().any(|request| {
-                request.kind().0 == 62
-                    && String::from_utf8_lossy(request.json()).contains(URL)
+            && self.effective(62).any(|request| {
+                String::from_utf8_lossy(request.json()).contains(URL)
                     && request.created_at() >= event.created_at()
                     && is_party(request.pubkey(), event)
             })
@@ -237,7 +249,7 @@ impl Model {
 
     fn is_deleted(&self, event: EventView<'_>) -> bool {
         !matches!(event.kind().0, 5 | 62)
-            && self.effective().filter(|request| request.kind().0 == 5).any(|request| {
+            && self.effective(5).any(|request| {
                 request.tags().any(|(letter, value)| match letter {
                     b'e' => value.to_text() == hex(event.id()) && is_party(request.pubkey(), event),
                     b'a' => {
@@ -251,11 +263,12 @@ impl Model {
     }
 
     fn is_superseded(&self, event: EventView<'_>) -> bool {
-        let address = address(event);
-        address.is_some()
-            && self.effective().any(|other| {
-                self::address(other) == address && newest_first(other) < newest_first(event)
-            })
+        let Some(address) = address(event) else { return false };
+        self.arrived.iter().any(|other| {
+            other.effective
+                && other.address.as_ref() == Some(&address)
+                && newest_first(other.event.view()) < newest_first(event)
+        })
     }
 }
 

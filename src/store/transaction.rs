@@ -79,7 +79,7 @@ impl<'e> Transaction<'e> {
     }
 
     /// Where the event of this id is stored.
-    pub fn find(&self, id: &Id) -> Result<Option<Sequence>, StoreError> {
+    pub fn find(&self, id: &Id) -> Result<Option<(Sequence, EventView<'_>)>, StoreError> {
         find(self.environment, &self.txn, id)
     }
 
@@ -243,7 +243,7 @@ fn put_sorted<const K: usize, const V: usize>(
     rows: &mut Vec<([u8; K], [u8; V])>,
     gone: &[Sequence],
 ) -> Result<(), StoreError> {
-    rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    rows.sort_unstable_by_key(|row| row.0);
     for (key, value) in rows.drain(..) {
         let seq = super::schema::long(*key.last_chunk().expect("a key ends in its sequence"));
         if gone.is_empty() || gone.binary_search(&seq).is_err() {
@@ -255,11 +255,11 @@ fn put_sorted<const K: usize, const V: usize>(
 
 /// Where the event of this id is stored: the entry under its prefix, or, when that is another
 /// event's, the one right behind it.
-pub(super) fn find(
+pub(super) fn find<'t>(
     environment: &Environment,
-    txn: &heed::RoTxn<'_>,
+    txn: &'t heed::RoTxn<'_>,
     id: &Id,
-) -> Result<Option<Sequence>, StoreError> {
+) -> Result<Option<(Sequence, EventView<'t>)>, StoreError> {
     let table = environment.tables.id;
     let Some((key, value)) = table.get_greater_than_or_equal_to(txn, &id[..16])? else {
         return Ok(None);
@@ -268,13 +268,13 @@ pub(super) fn find(
         return Ok(None);
     }
     let seq = sequence(value)?;
-    if environment.indexed(txn, seq)?.id() == id {
-        return Ok(Some(seq));
+    let event = environment.indexed(txn, seq)?;
+    if event.id() == id {
+        return Ok(Some((seq, event)));
     }
-    match table.get(txn, id)? {
-        Some(value) => sequence(value).map(Some),
-        None => Ok(None),
-    }
+    let Some(value) = table.get(txn, id)? else { return Ok(None) };
+    let seq = sequence(value)?;
+    Ok(Some((seq, environment.indexed(txn, seq)?)))
 }
 
 /// The suffix an erased or walked index key ends in.

@@ -101,11 +101,22 @@ pub fn read_request(bytes: &[u8], endpoint: &str) -> Result<Option<(Request, usi
         }
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(HttpError::TooLarge),
-        Err(httparse::Error::Version) => return Err(HttpError::HttpVersion),
+        Err(httparse::Error::Version) if names_a_version(window) => {
+            return Err(HttpError::HttpVersion);
+        }
         Err(_) => return Err(HttpError::Malformed("malformed request")),
     };
     let request = Head::new(&head)?;
     Ok(Some((request.decide(&window[..used], endpoint)?, used)))
+}
+
+/// Whether the request line is a method, a target and something of HTTP: another version, then, and
+/// not a line that is malformed elsewhere.
+fn names_a_version(head: &[u8]) -> bool {
+    let line = head.trim_ascii_start().split(|byte| *byte == b'\r' || *byte == b'\n').next();
+    let mut parts = line.unwrap_or_default().split(|byte| *byte == b' ');
+    let version = parts.nth(2).is_some_and(|part| part.starts_with(b"HTTP/"));
+    version && parts.next().is_none()
 }
 
 /// The parts of a head that decide.

@@ -112,9 +112,19 @@ impl Node {
     fn end_of_input(&mut self, key: ConnectionKey, now: Now) {
         let session = self.core.session(key).expect("a socket has its session");
         let owes = session.writing || !session.outbox.is_empty();
-        let last_words = owes && matches!(session.phase, Phase::Closing { .. });
+        let answers = session.replies_owed > 0 && session.phase == Phase::Open;
+        let last_words = match session.phase {
+            Phase::Head => false,
+            Phase::Open => answers,
+            Phase::Draining => true,
+            Phase::Closing { .. } => owes,
+        };
         self.core.handle_eof(key, now);
         assert_eq!(self.core.session(key).is_some(), last_words);
+        let socket = self.socket(key);
+        if answers && socket.expect.end == End::Open {
+            socket.expect.close(None);
+        }
     }
 
     /// The reader goes on after a pause.
@@ -129,8 +139,10 @@ impl Node {
     fn after_reading(&mut self, key: ConnectionKey, before: u64, reading: Reading) {
         let handled = self.core.counters.messages_in - before;
         let max = self.core.setup.limits.subscriptions_max as usize;
-        let closing =
-            self.core.session(key).is_some_and(|s| matches!(s.phase, Phase::Closing { .. }));
+        let closing = self
+            .core
+            .session(key)
+            .is_some_and(|s| matches!(s.phase, Phase::Draining | Phase::Closing { .. }));
         let socket = self.socket(key);
         socket.reading = reading;
         for _ in 0..handled {
@@ -215,8 +227,10 @@ impl Node {
     }
 
     fn answer(&mut self, key: ConnectionKey, note: NoteIndex, accepted: bool, text: &'static str) {
+        // One that takes its leave is still given what it is owed.
+        let leaving = self.core.session(key).is_some_and(|s| s.phase == Phase::Draining);
         if let Some(socket) = self.sockets.get_mut(&key)
-            && matches!(socket.expect.end, End::Open | End::Draining)
+            && (leaving || matches!(socket.expect.end, End::Open | End::Draining))
         {
             socket.expect.answer(note, accepted, text);
         }

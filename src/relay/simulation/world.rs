@@ -394,7 +394,7 @@ fn say_goodbye(node: &mut Node, key: ConnectionKey, rng: &mut Rng) {
         _ if !socket.may_speak() => {}
         3 => {
             socket.send_frame(true, Opcode::Close, &[0x0f, 0xa0, b'!']);
-            socket.farewell = Some(Some(1000));
+            socket.farewell = Some(Some(4000));
         }
         4 => {
             socket.send_frame(true, Opcode::Close, &[]);

@@ -1,3 +1,10 @@
 //! Tests of the store through its public interface.
 
+mod check;
+mod corpus;
+mod examples;
+mod maintain;
+mod open;
 mod rules;
+mod scan;
+mod threads;

@@ -25,12 +25,16 @@ struct Spec {
 
 const KINDS: &[u16] = &[0, 1, 5, 5, 62, 1059, 30023];
 
+fn author() -> impl Strategy<Value = u8> {
+    prop::sample::select(&[0u8, 100, 101][..])
+}
+
 fn spec() -> impl Strategy<Value = Spec> {
     let kind = prop::sample::select(KINDS);
-    let a = (prop::sample::select(&[0u16, 30023, 1, 5][..]), 0..3u8, 0..2u8);
+    let a = (prop::sample::select(&[0u16, 30023, 1, 5][..]), author(), 0..2u8);
     (
-        (0..3u8, 0..3u8, kind, 1..7u64, prop::option::weighted(0.2, 8..14u64)),
-        (0..2u8, 0..3u8, prop::bool::weighted(0.7)),
+        (0..3u8, author(), kind, 1..7u64, prop::option::weighted(0.2, 8..14u64)),
+        (0..2u8, author(), prop::bool::weighted(0.7)),
         (prop::collection::vec(any::<Index>(), 0..3), prop::collection::vec(a, 0..2)),
     )
         .prop_map(

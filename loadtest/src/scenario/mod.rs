@@ -1,0 +1,344 @@
+//! What every scenario shares: options, connections, and the measured window.
+//!
+//! A run is: connect everything, settle, sample the server, let every worker go at one barrier, join them, sample the
+//! server again, then (outside the window) drain, check and report. Each worker is one thread with its own epoll set
+//! and its own connections; workers share nothing but read-only events and a few counters.
+
+pub mod fanout;
+pub mod idle;
+pub mod ingest;
+pub mod query;
+
+use crate::client::{Connection, Target};
+use crate::report::{Violations, round};
+use crate::server::syscalls::SyscallCount;
+use crate::server::{self, Sample};
+use anyhow::{Context, ensure};
+use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A thread that is busy for a larger part of the window may be what was measured.
+const GENERATOR_LIMITED_SHARE: f64 = 0.9;
+/// Files, epoll sets and pipes beside the sockets.
+const FDS_BESIDE_SOCKETS: u64 = 64;
+/// The longest wait in epoll, so that deadlines and other threads' progress are noticed.
+pub const POLL_MS_MAX: u64 = 20;
+const NOTICE_EXAMPLES_MAX: usize = 3;
+
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct Common {
+    /// The relay
+    #[arg(long, default_value = "ws://127.0.0.1:7777")]
+    pub url: String,
+    /// Permit a target that is not loopback
+    #[arg(long)]
+    pub allow_remote: bool,
+    /// The relay's process id: accounts for its CPU time and memory
+    #[arg(long)]
+    pub pid: Option<u32>,
+    /// Generator threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub threads: u16,
+    /// Pin the generator's threads to these CPUs, in turn
+    #[arg(long, value_delimiter = ',', value_name = "CPU")]
+    pub pin: Vec<usize>,
+    /// Give up after this long; what is unanswered then is a violation
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout_s: u64,
+    /// Wait between connecting and the window, for the relay to come to rest
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(..=60_000))]
+    pub settle_ms: u64,
+    /// Spread connections over 127.0.0.1, 127.0.0.2, …
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=250))]
+    pub source_addresses: u8,
+    /// Count the relay's system calls by perf, or else strace; needs --pid, and costs the relay time
+    #[arg(long, requires = "pid")]
+    pub syscalls: bool,
+    /// A name for this run, repeated in its JSON
+    #[arg(long)]
+    pub label: Option<String>,
+    /// Print the JSON object only, no text for a person on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Common {
+    /// Resolves the target and makes room for `connections` sockets.
+    ///
+    /// # Errors
+    /// A bad or remote URL, a file descriptor limit that is too low, a pid that is not there.
+    pub fn prepare(&self, connections: usize) -> anyhow::Result<Target> {
+        raise_fd_limit(connections as u64 + FDS_BESIDE_SOCKETS)?;
+        if let Some(pid) = self.pid {
+            Sample::take(pid)?;
+        }
+        let connect_timeout = Duration::from_secs(self.timeout_s.min(10));
+        Target::resolve(&self.url, self.allow_remote, connect_timeout, self.source_addresses)
+    }
+
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_s)
+    }
+}
+
+/// Opens connections one after the other.
+///
+/// # Errors
+/// The first that fails, with its number: a relay's connection limit shows here.
+pub fn connect(target: &Target, count: usize) -> anyhow::Result<Vec<Connection>> {
+    (0..count)
+        .map(|i| {
+            Connection::open(target, i).with_context(|| format!("connection {} of {count}", i + 1))
+        })
+        .collect()
+}
+
+/// Deals items out to `hands` in turn.
+pub fn deal<T>(items: impl IntoIterator<Item = T>, hands: usize) -> Vec<Vec<T>> {
+    let mut dealt: Vec<Vec<T>> = (0..hands).map(|_| Vec::new()).collect();
+    for (i, item) in items.into_iter().enumerate() {
+        dealt[i % hands].push(item);
+    }
+    dealt
+}
+
+fn raise_fd_limit(needed: u64) -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let hard = limit.maximum.unwrap_or(u64::MAX);
+    ensure!(
+        hard >= needed,
+        "{needed} file descriptors are needed and the hard limit is {hard} (ulimit -Hn)"
+    );
+    if limit.current.is_some_and(|soft| soft < needed) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: limit.maximum })?;
+    }
+    Ok(())
+}
+
+/// The time base of a window, shared by its workers.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+    deadline: Instant,
+}
+
+impl Clock {
+    fn starting_now(timeout: Duration) -> Self {
+        let start = Instant::now();
+        Self { start, deadline: start + timeout }
+    }
+
+    /// The same time base with a new deadline.
+    pub fn extended(self, timeout: Duration) -> Self {
+        Self { start: self.start, deadline: Instant::now() + timeout }
+    }
+
+    /// Nanoseconds since the window opened.
+    pub fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
+
+/// One generator thread's part of a scenario.
+pub trait Worker: Send {
+    /// Runs to its end or the clock's.
+    fn run(&mut self, clock: Clock);
+}
+
+/// What a window cost on both sides.
+#[derive(Debug)]
+pub struct Window {
+    pub clock: Clock,
+    /// From the barrier to the last worker's end.
+    pub elapsed: Duration,
+    server: Option<(Sample, Sample)>,
+    syscalls: Option<Result<SyscallsDone, String>>,
+    /// CPU seconds of each generator thread.
+    generator_cpu: Vec<Duration>,
+}
+
+struct SyscallsDone(SyscallCount);
+
+impl std::fmt::Debug for SyscallsDone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SyscallsDone")
+    }
+}
+
+/// Lets every worker run on its own thread inside one measured window.
+///
+/// # Errors
+/// A thread cannot be pinned, or the server's process is gone before the window opens.
+pub fn measure<W: Worker>(
+    common: &Common,
+    timeout: Duration,
+    workers: &mut [W],
+) -> anyhow::Result<Window> {
+    thread::sleep(Duration::from_millis(common.settle_ms));
+    let mut syscalls = common
+        .pid
+        .filter(|_| common.syscalls)
+        .map(|pid| SyscallCount::attach(pid).map_err(|error| format!("{error:#}")));
+    let ready = Barrier::new(workers.len() + 1);
+    let go = Barrier::new(workers.len() + 1);
+    let clock = std::sync::OnceLock::new();
+    let (opened, before, ends) = thread::scope(|scope| {
+        let (ready, go, clock) = (&ready, &go, &clock);
+        let threads: Vec<_> = workers
+            .iter_mut()
+            .enumerate()
+            .map(|(i, worker)| {
+                let cpu = (!common.pin.is_empty()).then(|| common.pin[i % common.pin.len()]);
+                scope.spawn(move || {
+                    let pinned = cpu.map_or(Ok(()), pin_to);
+                    ready.wait();
+                    go.wait();
+                    let cpu_before = thread_cpu_time();
+                    let clock: &Clock =
+                        clock.get().expect("the clock is set before the barrier opens");
+                    worker.run(*clock);
+                    pinned.map(|()| {
+                        (Duration::from_nanos(clock.now_ns()), thread_cpu_time() - cpu_before)
+                    })
+                })
+            })
+            .collect();
+        ready.wait();
+        if let Some(Ok(count)) = &mut syscalls
+            && let Err(error) = count.start()
+        {
+            syscalls = Some(Err(format!("{error:#}")));
+        }
+        let before = common.pid.map(Sample::take).transpose();
+        let opened = *clock.get_or_init(|| Clock::starting_now(timeout));
+        go.wait();
+        let ends = threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a worker panicked"))
+            .collect::<Vec<_>>();
+        (opened, before, ends)
+    });
+    // A relay that died inside the window has no accounts; its lost connections are violations.
+    let after = common.pid.and_then(|pid| Sample::take(pid).ok());
+    if let Some(Ok(count)) = &mut syscalls
+        && let Err(error) = count.stop()
+    {
+        syscalls = Some(Err(format!("{error:#}")));
+    }
+    let ends = ends.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(Window {
+        clock: opened,
+        elapsed: ends.iter().map(|(end, _)| *end).max().unwrap_or_default(),
+        server: before?.zip(after),
+        syscalls: syscalls.map(|result| result.map(SyscallsDone)),
+        generator_cpu: ends.iter().map(|(_, cpu)| *cpu).collect(),
+    })
+}
+
+impl Window {
+    /// The accounts of the server per `unit`, the system calls, and the generator's own share.
+    pub fn into_json(self, unit: &str, units: u64) -> Value {
+        let seconds = self.elapsed.as_secs_f64();
+        let shares: Vec<f64> = self
+            .generator_cpu
+            .iter()
+            .map(|cpu| round(cpu.as_secs_f64() / seconds.max(1e-9), 3))
+            .collect();
+        let cpu: Duration = self.generator_cpu.iter().sum();
+        let server =
+            self.server.map(|(before, after)| server::usage(&before, &after, seconds, unit, units));
+        let syscalls = self.syscalls.map(|result| match result {
+            Ok(SyscallsDone(count)) => count
+                .finish(unit, units)
+                .unwrap_or_else(|error| json!({"unavailable": format!("{error:#}")})),
+            Err(error) => json!({"unavailable": error}),
+        });
+        json!({
+            "seconds": round(seconds, 4),
+            "server": server,
+            "syscalls": syscalls,
+            "generator_limited": shares.iter().any(|share| *share > GENERATOR_LIMITED_SHARE),
+            "generator": {"cpu_seconds": round(cpu.as_secs_f64(), 4), "thread_busy_shares": shares},
+        })
+    }
+}
+
+/// Adds the members of one JSON object to another.
+///
+/// # Panics
+/// If one of them is no object.
+pub fn extend(object: &mut Value, more: Value) {
+    let Value::Object(more) = more else { panic!("only objects are extended") };
+    object.as_object_mut().expect("only objects are extended").extend(more);
+}
+
+/// What a relay says unasked; counted, never fatal.
+#[derive(Debug, Default)]
+pub struct Notices {
+    pub count: u64,
+    examples: Vec<String>,
+}
+
+impl Notices {
+    pub fn add(&mut self, text: &str) {
+        self.count += 1;
+        if self.examples.len() < NOTICE_EXAMPLES_MAX {
+            self.examples.push(text.to_owned());
+        }
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.count += other.count;
+        self.examples.extend(other.examples);
+        self.examples.truncate(NOTICE_EXAMPLES_MAX);
+    }
+
+    pub fn to_json(&self) -> Value {
+        json!({"count": self.count, "examples": self.examples})
+    }
+}
+
+/// Counts a lost connection.
+pub fn lost(violations: &mut Violations, who: &str, number: usize, why: &dyn std::fmt::Display) {
+    violations.add("connection_lost", || format!("{who} {number}: {why}"));
+}
+
+fn pin_to(cpu: usize) -> anyhow::Result<()> {
+    ensure!(cpu < CpuSet::MAX_CPU, "--pin {cpu}: no such CPU");
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).with_context(|| format!("--pin {cpu}"))
+}
+
+fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dealing_is_in_turn() {
+        assert_eq!(deal(0..5, 2), [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!(deal(0..1, 3), [vec![0], vec![], vec![]]);
+    }
+
+    #[test]
+    fn a_limit_out_of_reach_is_an_error() {
+        assert!(raise_fd_limit(16).is_ok());
+        assert!(raise_fd_limit(1 << 40).unwrap_err().to_string().contains("hard limit"));
+    }
+}

@@ -1,0 +1,47 @@
+//! The command line. Standard output carries results and nothing else; what is said about the work
+//! goes to standard error.
+//!
+//! Exit codes: 0 done, 1 failed or differences found, 2 wrong usage or configuration.
+
+mod arguments;
+mod config;
+mod failure;
+mod import;
+mod lines;
+mod logging;
+mod output;
+mod read;
+mod relay;
+mod tend;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use failure::Failure;
+
+/// Runs the command the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        None => relay::run(&arguments.relay),
+        Some(Command::Relay(command)) => relay::run(&command),
+        Some(Command::Import(command)) => import::run(&command),
+        Some(Command::Export(command)) => read::export(&command),
+        Some(Command::Scan(command)) => read::scan(&command),
+        Some(Command::Count(command)) => read::count(&command),
+        Some(Command::Delete(command)) => tend::delete(&command),
+        Some(Command::Info(command)) => tend::info(&command),
+        Some(Command::Check(command)) => tend::check(&command),
+        Some(Command::Config(command)) => config::run(&command),
+    };
+    match outcome {
+        Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("rheostr: {failure}");
+            failure.exit_code()
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! `relay`: starts every thread in order, waits for a signal, and stops them in order.
+//!
+//! ```text
+//! configure ─▶ store (lock) ─▶ writer, readers ─▶ shards ─▶ ops ─▶ ready
+//!                                                                   │ SIGTERM, SIGINT
+//! exit 0 ◀─ ops, readers, writer end ◀─ shards drain, close 1001 ◀──┘ (a second one exits at once)
+//! ```
+
+use std::io::Write;
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::arguments::RelayArguments;
+use super::failure::Failure;
+use super::import::relay_names;
+use super::logging;
+use super::read::store_options;
+use crate::config::memory::memory_bound;
+use crate::config::{Backend, Config};
+use crate::driver::backend::Choice;
+use crate::driver::{self, Mesh, Observe};
+use crate::nostr::nip11;
+use crate::ops::admin::{CHUNK_EVENTS_MAX, Running};
+use crate::ops::metrics::{CommitMetrics, Metrics, ShardMetrics, Sources};
+use crate::ops::server::{Writes, verdict_channel};
+use crate::ops::{Listeners, Ops};
+use crate::relay::Pages;
+use crate::relay::shard::SUBMISSIONS_MAX;
+use crate::store::{Readers, SliceBudget, Store, Writer, WriterOptions};
+
+/// Slices waiting for a reader; a shard waits for room.
+const READER_QUEUE_JOBS_MAX: usize = 1_024;
+/// One slice of a stored query: a fraction of a millisecond.
+const READER_SLICE: SliceBudget = SliceBudget { entries: 256, bytes: 256 << 10, events: 256 };
+/// How long after the drain's own deadline the shards may take to end.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+/// How often the shards are looked after.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// The exit code of a process that SIGINT ended.
+const EXIT_INTERRUPTED: i32 = 130;
+
+/// Runs the command.
+pub fn run(arguments: &RelayArguments) -> Result<(), Failure> {
+    let config = arguments.read()?;
+    logging::start(&config.log);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _context = runtime.enter();
+    // From here on a signal is an orderly end, however far the start has come.
+    let mut signals = Signals::new()?;
+    let relay = Relay::start(&config)?;
+    relay.announce(&config);
+    runtime.block_on(async {
+        tokio::select! {
+            name = signals.next() => tracing::info!(signal = name, "shutting down"),
+            () = relay.failure() => tracing::error!("a shard has ended: shutting down"),
+        }
+    });
+    runtime.block_on(relay.stop(&config, &mut signals))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Everything that runs.
+struct Relay {
+    shards: driver::Running,
+    writer: Writer,
+    readers: Readers,
+    ops: Ops,
+}
+
+impl Relay {
+    fn start(config: &Config) -> Result<Self, Failure> {
+        let count = config.shard_count();
+        let connections = connections(config);
+        tracing::info!("{}", memory_bound(config, connections as u64));
+        let store = Store::open(&config.data, &store_options(config))?;
+        let listeners = Listeners::bind(&config.admin, &config.data)
+            .map_err(|error| Failure::Failed(error.to_string()))?;
+
+        let origins = u16::try_from(count).expect("the configuration allows 1024");
+        let mesh = Mesh::new(origins);
+        let addresses = mesh.addresses();
+        let (admin_sink, verdicts) = verdict_channel(origins);
+        let mut sinks = mesh.sinks();
+        sinks.push(Box::new(admin_sink));
+        let last_sequence = store.info()?.last_sequence;
+        let commits = Arc::new(CommitMetrics::default());
+        let observed = Arc::clone(&commits);
+        let writer = Writer::spawn(
+            store.clone(),
+            writer_options(config, count),
+            relay_names(config),
+            sinks,
+            Box::new(move |commit| observed.observe(&commit)),
+        )?;
+        let readers =
+            Readers::spawn(&store, config.reader_count(), READER_QUEUE_JOBS_MAX, READER_SLICE)?;
+
+        let shard_metrics: Vec<Arc<ShardMetrics>> = (0..count).map(|_| Arc::default()).collect();
+        let observe = shard_metrics.iter().cloned().map(observe).collect();
+        let shards = driver::start(driver::Config {
+            listen: config.listen,
+            backend: choice(config.backend),
+            verify: config.verify,
+            limits: Arc::new(config.limits.clone()),
+            pages: Arc::new(pages(config)),
+            connections_max: connections,
+            mesh,
+            store: store.clone(),
+            last_sequence,
+            submit: writer.handle(),
+            read: readers.handle(),
+            observe,
+        })
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+
+        let metrics = Metrics {
+            backend: shards.backend,
+            shards: shard_metrics,
+            commits,
+            sources: Some(Sources {
+                store: store.clone(),
+                writer: writer.handle(),
+                readers: readers.handle(),
+                addresses,
+            }),
+        };
+        let running = Running {
+            pid: process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            url: format!("ws://{}", shards.address),
+            shards: count,
+            backend: shards.backend.into(),
+            metrics: listeners.metrics_address().map(|address| address.to_string()),
+        };
+        if let Some(address) = &running.metrics {
+            tracing::info!(%address, "metrics are served");
+        }
+        let writes = Writes::new(writer.handle(), origins, verdicts);
+        let ops = listeners
+            .start(running, metrics, store, writes)
+            .map_err(|error| Failure::Failed(error.to_string()))?;
+        Ok(Self { shards, writer, readers, ops })
+    }
+
+    /// Says that clients are accepted.
+    fn announce(&self, config: &Config) {
+        self.ops.set_ready(true);
+        let driver::Running { address, backend, .. } = &self.shards;
+        let (shards, data) = (config.shard_count(), config.data.display());
+        let mut stdout = std::io::stdout().lock();
+        let written = writeln!(
+            stdout,
+            "rheostr ready ws://{address} shards={shards} backend={backend} data={data}"
+        )
+        .and_then(|()| stdout.flush());
+        if let Err(error) = written {
+            tracing::warn!(%error, "nobody reads standard output");
+        }
+    }
+
+    /// Returns when a shard has ended although nobody asked.
+    async fn failure(&self) {
+        while !self.shards.has_failed() {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    }
+
+    /// Stops accepting, lets connections drain, commits what is queued, ends every thread.
+    async fn stop(mut self, config: &Config, signals: &mut Signals) -> Result<(), Failure> {
+        let failed = self.shards.has_failed();
+        let (done, is_done) = oneshot::channel();
+        self.ops.set_ready(false);
+        self.ops.close_admin();
+        self.shards.shutdown();
+        let thread = std::thread::Builder::new().name("stop".into());
+        thread.spawn(move || {
+            self.shards.join();
+            self.writer.close();
+            self.readers.close();
+            self.ops.stop();
+            // The receiver is gone only when the process ends at once.
+            let _ = done.send(());
+        })?;
+        let deadline = Duration::from_millis(config.limits.drain_ms_max.into()) + STOP_WAIT;
+        tokio::select! {
+            name = signals.next() => {
+                tracing::warn!(signal = name, "second signal: exiting at once");
+                process::exit(EXIT_INTERRUPTED);
+            }
+            outcome = is_done => match (outcome, failed) {
+                (Ok(()), false) => Ok(()),
+                (Ok(()), true) => Err(Failure::Failed("a shard has failed".into())),
+                (Err(_), _) => Err(Failure::Failed("a thread panicked while it ended".into())),
+            },
+            () = tokio::time::sleep(deadline) => {
+                Err(Failure::Failed(format!("the shards did not end within {deadline:?}")))
+            }
+        }
+    }
+}
+
+fn writer_options(config: &Config, shards: usize) -> WriterOptions {
+    let size = |bytes: u32| usize::try_from(bytes).expect("32 bits");
+    WriterOptions {
+        // Room for all that the shards and the admin socket may have outstanding: neither waits.
+        queue_capacity: shards * SUBMISSIONS_MAX + CHUNK_EVENTS_MAX,
+        batch_events_max: size(config.store.batch_events_max),
+        batch_bytes_max: size(config.store.batch_bytes_max),
+        ..WriterOptions::default()
+    }
+}
+
+fn observe(metrics: Arc<ShardMetrics>) -> Observe {
+    Box::new(move |counters| metrics.publish(counters))
+}
+
+fn choice(backend: Backend) -> Choice {
+    match backend {
+        Backend::Auto => Choice::Auto,
+        Backend::TokioUring => Choice::TokioUring,
+        Backend::Epoll => Choice::Epoll,
+    }
+}
+
+fn pages(config: &Config) -> Pages {
+    let (limitation, version) = (config.limitation(), env!("CARGO_PKG_VERSION"));
+    let (info, nips) = (&config.info, nip11::SUPPORTED_NIPS);
+    let url = config.public_url();
+    Pages {
+        endpoint: config.endpoint_path().into(),
+        document: nip11::document(info, &limitation, nips, version),
+        page: nip11::page(info, &limitation, nips, version, url.as_deref()),
+    }
+}
+
+/// Raises the limit on open files as far as it goes; the connections that fit, or fewer if fewer are
+/// configured.
+fn connections(config: &Config) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(error) => {
+            tracing::warn!(%error, "the limit on open files stays as it is");
+            limit.current
+        }
+    };
+    let files = files.unwrap_or(FILES_ASSUMED).min(FILES_ASSUMED);
+    let fit = files.saturating_sub(own_files(config)).max(1);
+    let connections = match u64::from(config.limits.connections_max) {
+        0 => fit,
+        wanted if wanted > fit => {
+            tracing::warn!(wanted, fit, "limits.connections_max: open files allow fewer");
+            fit
+        }
+        wanted => wanted,
+    };
+    usize::try_from(connections).expect("below FILES_ASSUMED")
+}
+
+/// Where the system sets no limit on open files.
+const FILES_ASSUMED: u64 = 1 << 20;
+
+/// Open files that are no connections: of each shard its listener, ring and wake-ups, of the process
+/// the store, the log and the operator's connections.
+fn own_files(config: &Config) -> u64 {
+    64 + 16 * config.shard_count() as u64
+}

@@ -1,0 +1,164 @@
+//! `delete`, `info`, `check`: what an operator does to a data directory.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::arguments::{DeleteArguments, InfoArguments, StoreArguments};
+use super::failure::Failure;
+use super::output::Output;
+use super::read::{configure, filters, open, store_options};
+use crate::config::memory::Size;
+use crate::ops::admin::{Client, Running};
+use crate::ops::server;
+use crate::store::{self, Store, StoreError};
+
+/// Runs `delete`.
+pub fn delete(arguments: &DeleteArguments) -> Result<(), Failure> {
+    let parsed = filters(&arguments.filters)?;
+    let config = configure(&arguments.store)?;
+    let dry_run = arguments.dry_run;
+    let deleted = if dry_run {
+        let store = Store::open_read_only(&config.data, &store_options(&config))?;
+        server::delete(&store, parsed, true, told)?
+    } else {
+        // Opening for writing makes a store where there is none, which is not what is meant here.
+        Store::open_read_only(&config.data, &store_options(&config)).map(drop)?;
+        match Store::open(&config.data, &store_options(&config)) {
+            Ok(store) => server::delete(&store, parsed, false, told)?,
+            Err(held @ StoreError::Held { .. }) => {
+                let client = match Client::connect(&config.data) {
+                    Ok(client) => client,
+                    Err(unreachable) => return Err(Failure::Held { held, unreachable }),
+                };
+                let values = arguments.filters.iter().map(|text| value_of(text)).collect();
+                client.delete(values, false, |sum| {
+                    let _ = told(sum);
+                })?
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let verb = if dry_run { "would be deleted" } else { "deleted" };
+    let mut output = Output::stdout();
+    output.line(format!("{deleted} events {verb}").as_bytes())?;
+    output.finish()
+}
+
+fn value_of(text: &str) -> Value {
+    serde_json::from_str(text).expect("it was read as a filter")
+}
+
+/// Tells a person how far it is.
+fn told(sum: u64) -> ControlFlow<()> {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{sum} events ");
+    }
+    ControlFlow::Continue(())
+}
+
+/// What `info --json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    data: String,
+    events: u64,
+    last_sequence: u64,
+    schema_version: u64,
+    disk_bytes: u64,
+    used_bytes: u64,
+    map_bytes_max: u64,
+    tables: Vec<Table>,
+    relay: &'a Option<Running>,
+}
+
+#[derive(Debug, Serialize)]
+struct Table {
+    name: &'static str,
+    entries: u64,
+    bytes: u64,
+}
+
+/// Runs `info`.
+pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
+    let (store, config) = open(&arguments.store)?;
+    let relay = Client::connect(&config.data).and_then(Client::info).ok();
+    let store::Info {
+        events,
+        last_sequence,
+        schema_version,
+        disk_bytes,
+        used_bytes,
+        map_bytes_max,
+        tables,
+        ..
+    } = store.info()?;
+    let report = Report {
+        data: config.data.display().to_string(),
+        events,
+        last_sequence,
+        schema_version,
+        disk_bytes,
+        used_bytes,
+        map_bytes_max,
+        tables: tables
+            .into_iter()
+            .map(|table| Table { name: table.name, entries: table.entries, bytes: table.bytes })
+            .collect(),
+        relay: &relay,
+    };
+    let mut output = Output::stdout();
+    let text = match arguments.json {
+        true => serde_json::to_string(&report).expect("plain fields serialize"),
+        false => describe(&report),
+    };
+    output.line(text.as_bytes())?;
+    output.finish()
+}
+
+fn describe(report: &Report<'_>) -> String {
+    let mut out = format!(
+        "data directory  {}\nrelay           {}\nevents          {}\nlast sequence   {}\n\
+         schema          {}\non disk         {} ({} in use), at most {}\n",
+        report.data,
+        match report.relay {
+            Some(Running { url, pid, version, shards, backend, .. }) => {
+                format!("{url} (pid {pid}, version {version}, {shards} shards, {backend})")
+            }
+            None => "none answers".into(),
+        },
+        report.events,
+        report.last_sequence,
+        report.schema_version,
+        Size(report.disk_bytes),
+        Size(report.used_bytes),
+        Size(report.map_bytes_max),
+    );
+    for Table { name, entries, bytes } in &report.tables {
+        out.push_str(&format!("  {name:<12}  {entries:>12} entries  {}\n", Size(*bytes)));
+    }
+    out.pop();
+    out
+}
+
+/// Runs `check`.
+pub fn check(arguments: &StoreArguments) -> Result<(), Failure> {
+    let (store, _) = open(arguments)?;
+    let report = store.check()?;
+    let mut output = Output::stdout();
+    for difference in &report.described {
+        output.line(difference.as_bytes())?;
+    }
+    let (events, entries) = (report.events, report.entries);
+    let summary =
+        format!("{events} events, {entries} index entries, {} differences", report.differences);
+    output.line(summary.as_bytes())?;
+    output.finish()?;
+    match report.differences {
+        0 => Ok(()),
+        differences => {
+            Err(Failure::Differences(format!("the store has {differences} differences")))
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Every key of the configuration: its meaning and its allowed values, once.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use toml::Value;
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted name.
+    pub name: &'static str,
+    /// What it may be set to.
+    pub allowed: Allowed,
+    /// What it means, for `config print`.
+    pub doc: &'static str,
+}
+
+/// What a key may be set to.
+#[derive(Clone, Copy, Debug)]
+pub enum Allowed {
+    /// An integer in this range, ends included.
+    Number(i64, i64),
+    /// `true` or `false`.
+    Flag,
+    /// Any text.
+    Text,
+    /// Text that is not empty.
+    Path,
+    /// One of these texts.
+    OneOf(&'static [&'static str]),
+    /// `IP:PORT`.
+    Address,
+    /// `IP:PORT`, or empty.
+    OptionalAddress,
+    /// 64 lowercase hex characters, or empty.
+    OptionalPubkey,
+    /// `ws://` or `wss://`, a host, perhaps a path; or empty.
+    OptionalRelayUrl,
+}
+
+impl Allowed {
+    /// Whether `value` is one of them.
+    #[must_use]
+    pub fn admits(self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::Number(min, max), Value::Integer(number)) => (min..=max).contains(number),
+            (Self::Flag, Value::Boolean(_)) | (Self::Text, Value::String(_)) => true,
+            (Self::Path, Value::String(text)) => !text.is_empty(),
+            (Self::OneOf(names), Value::String(text)) => names.contains(&text.as_str()),
+            (Self::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
+            (Self::OptionalAddress, Value::String(text)) => {
+                text.is_empty() || text.parse::<SocketAddr>().is_ok()
+            }
+            (Self::OptionalPubkey, Value::String(text)) => {
+                text.is_empty() || crate::nostr::tag::decode_hex32(text.as_bytes()).is_some()
+            }
+            (Self::OptionalRelayUrl, Value::String(text)) => text.is_empty() || is_relay_url(text),
+            _ => false,
+        }
+    }
+
+    /// Whether the value is a text, so that `--set` need not quote it.
+    #[must_use]
+    pub fn is_text(self) -> bool {
+        !matches!(self, Self::Number(..) | Self::Flag)
+    }
+}
+
+fn is_relay_url(text: &str) -> bool {
+    let rest = text.strip_prefix("ws://").or_else(|| text.strip_prefix("wss://"));
+    rest.is_some_and(|rest| {
+        let host = rest.split('/').next().unwrap_or_default();
+        !host.is_empty()
+            && rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'@'))
+    })
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(min, max) => write!(f, "an integer from {min} to {max}"),
+            Self::Flag => f.write_str("true or false"),
+            Self::Text => f.write_str("a text"),
+            Self::Path => f.write_str("a path"),
+            Self::OneOf(names) => {
+                f.write_str("one of")?;
+                for (index, name) in names.iter().enumerate() {
+                    write!(f, "{} \"{name}\"", if index == 0 { "" } else { "," })?;
+                }
+                Ok(())
+            }
+            Self::Address => f.write_str("an address as in \"127.0.0.1:7777\" or \"[::1]:7777\""),
+            Self::OptionalAddress => f.write_str("an address as in \"127.0.0.1:7778\", or \"\""),
+            Self::OptionalPubkey => f.write_str("64 lowercase hex characters, or \"\""),
+            Self::OptionalRelayUrl => {
+                f.write_str("an address as in \"wss://relay.example/path\", or \"\"")
+            }
+        }
+    }
+}
+
+/// The key of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// Whether keys lie below this name.
+#[must_use]
+pub fn is_section(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The known key most like `name`. A missing or misspelt section counts less than a wrong last part, a
+/// section that is right more.
+#[must_use]
+pub fn nearest(name: &str) -> &'static str {
+    let last = |name: &'_ str| -> usize { name.rfind('.').map_or(0, |at| at + 1) };
+    let section = &name[..last(name)];
+    let in_section = !section.is_empty() && KEYS.iter().any(|key| key.name.starts_with(section));
+    let distance = |known: &str| {
+        let astray = if in_section && !known.starts_with(section) { 5 } else { 0 };
+        let whole = strsim::damerau_levenshtein(name, known);
+        let tail = strsim::damerau_levenshtein(&name[last(name)..], &known[last(known)..]);
+        whole.min(tail + 1) + astray
+    };
+    KEYS.iter().map(|key| key.name).min_by_key(|known| distance(known)).expect("there are keys")
+}
+
+const fn key(name: &'static str, allowed: Allowed, doc: &'static str) -> Key {
+    Key { name, allowed, doc }
+}
+
+const DAY_MS: i64 = 86_400_000;
+const MIB: i64 = 1 << 20;
+
+/// Every key, in the order of `config print`: the top level first, then section by section.
+pub const KEYS: &[Key] = &[
+    key("listen", Allowed::Address, "Where clients connect. Port 0 takes a free one."),
+    key("data", Allowed::Path, "The data directory; made when it is not there."),
+    key(
+        "shards",
+        Allowed::Number(0, 1024),
+        "Threads that serve connections, each pinned to a core. 0 = one per available core.",
+    ),
+    key(
+        "backend",
+        Allowed::OneOf(&["auto", "tokio-uring", "epoll"]),
+        "How sockets are driven. auto = tokio-uring where io_uring is allowed, else epoll.",
+    ),
+    key(
+        "verify",
+        Allowed::Flag,
+        "Whether signatures are checked. Turn it off only where every client is trusted.",
+    ),
+    key(
+        "relay_url",
+        Allowed::OptionalRelayUrl,
+        "The address clients know this relay by. Its path is the only one that is served (\"/\" when \
+         there is none), and requests that name a relay are compared with it.",
+    ),
+    key("info.name", Allowed::Text, "NIP-11: name of the relay, best under 30 characters."),
+    key("info.description", Allowed::Text, "NIP-11: what the relay is for."),
+    key("info.banner", Allowed::Text, "NIP-11: URL of a wide picture."),
+    key("info.icon", Allowed::Text, "NIP-11: URL of a square picture."),
+    key("info.pubkey", Allowed::OptionalPubkey, "NIP-11: the operator's public key."),
+    key("info.contact", Allowed::Text, "NIP-11: another way to reach the operator, as a URI."),
+    key("info.terms_of_service", Allowed::Text, "NIP-11: URL of the terms of service."),
+    key("info.payments_url", Allowed::Text, "NIP-11: URL where payments are made."),
+    key(
+        "limits.connections_max",
+        Allowed::Number(0, 4_000_000),
+        "Open connections over all shards; more are refused with 503. 0 = as many as the process may \
+         have open files.",
+    ),
+    key(
+        "limits.message_bytes_max",
+        Allowed::Number(1_024, 64 * MIB),
+        "Bytes of one WebSocket message; a longer one closes the connection with 1009.",
+    ),
+    key("limits.event_tags_max", Allowed::Number(0, 1_000_000), "Tags of one event."),
+    key(
+        "limits.event_content_chars_max",
+        Allowed::Number(0, 64 * MIB),
+        "Characters of one event's content.",
+    ),
+    key(
+        "limits.created_at_age_s_max",
+        Allowed::Number(0, 1 << 40),
+        "How far back an event's created_at may lie, in seconds. 0 = any.",
+    ),
+    key(
+        "limits.created_at_ahead_s_max",
+        Allowed::Number(0, 1 << 40),
+        "How far ahead an event's created_at may lie, in seconds. 0 = any.",
+    ),
+    key(
+        "limits.subscriptions_max",
+        Allowed::Number(1, 100_000),
+        "Open subscriptions of one connection.",
+    ),
+    key("limits.filters_max", Allowed::Number(1, 10_000), "Filters of one REQ."),
+    key(
+        "limits.filter_values_max",
+        Allowed::Number(1, 1_000_000),
+        "Values over all lists of all filters of one REQ.",
+    ),
+    key(
+        "limits.filter_limit_max",
+        Allowed::Number(1, 1_000_000),
+        "Stored events per filter: caps its limit, and is the limit of a filter without one.",
+    ),
+    key(
+        "limits.outbox_messages_max",
+        Allowed::Number(1, 100_000),
+        "Frames waiting in one connection's subscription stream; a stored query pauses there.",
+    ),
+    key(
+        "limits.outbox_bytes_max",
+        Allowed::Number(2_048, 128 * MIB),
+        "Bytes waiting in one connection's subscription stream: at least 1024 more than \
+         limits.message_bytes_max, so that any event fits. When it is not set it grows with that key.",
+    ),
+    key(
+        "limits.replies_max",
+        Allowed::Number(1, 100_000),
+        "Answers (OK, NOTICE, CLOSED) one connection may have outstanding; a connection without a \
+         free one is not read.",
+    ),
+    key(
+        "limits.live_queue_events_max",
+        Allowed::Number(1, 1_000_000),
+        "Live events waiting in one subscription behind a full outbox or an unfinished stored query.",
+    ),
+    key(
+        "limits.live_queue_age_ms_max",
+        Allowed::Number(1, DAY_MS),
+        "How long the oldest of those may wait, in milliseconds; then the subscription ends as a \
+         slow consumer.",
+    ),
+    key(
+        "limits.write_stall_ms_max",
+        Allowed::Number(100, DAY_MS),
+        "How long a socket may take no byte while bytes wait for it, in milliseconds.",
+    ),
+    key(
+        "limits.ping_interval_ms",
+        Allowed::Number(0, DAY_MS),
+        "How often a quiet connection is pinged, in milliseconds. 0 = never.",
+    ),
+    key(
+        "limits.pong_wait_ms_max",
+        Allowed::Number(100, DAY_MS),
+        "How long after a ping a connection may stay silent, in milliseconds.",
+    ),
+    key(
+        "limits.handshake_ms_max",
+        Allowed::Number(10, DAY_MS),
+        "How long a client may take to send its HTTP request, in milliseconds.",
+    ),
+    key(
+        "limits.drain_ms_max",
+        Allowed::Number(0, DAY_MS),
+        "How long a closing connection may take to read what is queued for it, in milliseconds.",
+    ),
+    key(
+        "store.map_bytes_max",
+        Allowed::Number(16 * MIB, 64 << 40),
+        "Address space reserved for the database. Its file grows as needed, and no further than this.",
+    ),
+    key(
+        "store.readers",
+        Allowed::Number(0, 126),
+        "Threads that read the database. 0 = one per available core, at least 2.",
+    ),
+    key("store.batch_events_max", Allowed::Number(1, 100_000), "Events in one commit."),
+    key(
+        "store.batch_bytes_max",
+        Allowed::Number(64 << 10, 1 << 30),
+        "Bytes of events in one commit; one event that is larger is a commit of its own.",
+    ),
+    key(
+        "admin.listen",
+        Allowed::OptionalAddress,
+        "Where GET /metrics, /health and /ready are answered; \"\" = nowhere. When the port of the \
+         default is taken the relay warns and goes on without; any other address must be free.",
+    ),
+    key("log.format", Allowed::OneOf(&["text", "json"]), "Shape of a line on stderr."),
+    key(
+        "log.level",
+        Allowed::OneOf(&["error", "warn", "info", "debug", "trace"]),
+        "Least severe level that is written.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_key_is_the_one_meant() {
+        assert_eq!(nearest("limits.mesage_bytes_max"), "limits.message_bytes_max");
+        assert_eq!(nearest("message_bytes_max"), "limits.message_bytes_max");
+        assert_eq!(nearest("limit.filter_limit"), "limits.filter_limit_max");
+        assert_eq!(nearest("verfy"), "verify");
+        assert_eq!(nearest("Listen"), "listen");
+        assert_eq!(nearest("limits.filters"), "limits.filters_max");
+        assert_eq!(nearest("limits.verify"), "verify");
+        assert_eq!(nearest("log.leve"), "log.level");
+    }
+
+    #[test]
+    fn relay_urls() {
+        for good in ["ws://a", "wss://relay.example/", "wss://relay.example:444/a/b"] {
+            assert!(is_relay_url(good), "{good}");
+        }
+        for bad in
+            ["", "relay", "http://a", "ws://", "ws:///path", "ws://a/?x", "ws://a b", "ws://u@h"]
+        {
+            assert!(!is_relay_url(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_end_where_they_say() {
+        let range = Allowed::Number(2, 4);
+        let admitted: Vec<i64> = (0..7).filter(|n| range.admits(&Value::Integer(*n))).collect();
+        assert_eq!(admitted, [2, 3, 4]);
+        assert!(!range.admits(&Value::Float(3.0)));
+        assert!(!range.admits(&Value::String("3".into())));
+    }
+}

@@ -1,0 +1,173 @@
+//! The sum of what the limits allow: every queue and buffer that a client can fill, named.
+
+use std::fmt;
+
+use super::Config;
+
+/// The most memory the process takes for clients, in bytes. What the kernel holds for sockets and the
+/// database's page cache come on top.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryBound {
+    /// Open connections.
+    pub connections: u64,
+    /// What one connection can make the relay hold, term by term.
+    pub per_connection: Vec<(&'static str, u64)>,
+    /// What is held once, term by term.
+    pub shared: Vec<(&'static str, u64)>,
+}
+
+/// A filter's value: 32 bytes or a short text, its form and its place in a list; and its posting in
+/// the subscription index.
+const FILTER_VALUE_BYTES: u64 = 40 + 24;
+/// A filter's fixed part.
+const FILTER_BYTES: u64 = 256;
+/// An answer with its text.
+const REPLY_BYTES: u64 = 256;
+/// A live event waiting in a subscription: a reference into the shard's ring.
+const LIVE_EVENT_BYTES: u64 = 8;
+/// Session, socket, timers and tables of one connection.
+const CONNECTION_BYTES: u64 = 1_024;
+/// Events of one connection awaiting verification (`relay::session`); the one that reaches the bound
+/// is still taken in.
+const VERIFY_BYTES_MAX: u64 = 1 << 20;
+/// Keys, dedupe and scratch of one shard.
+const SHARD_BYTES: u64 = 4 << 20;
+/// Events of one shard at the writer; one more may be on its way there.
+const SUBMITTED_BYTES_MAX: u64 = 16 << 20;
+/// Stack and cursors of one reader, and the chunks it has handed out.
+const READER_BYTES: u64 = 2 << 20;
+
+/// Adds up the limits for `connections` open connections.
+#[must_use]
+pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
+    let limits = &config.limits;
+    let subscription = u64::from(limits.filters_max) * FILTER_BYTES
+        + u64::from(limits.filter_values_max) * FILTER_VALUE_BYTES
+        + u64::from(limits.live_queue_events_max) * LIVE_EVENT_BYTES;
+    let store = &config.store;
+    let message = u64::from(limits.message_bytes_max);
+    let shards = config.shard_count() as u64;
+    MemoryBound {
+        connections,
+        per_connection: vec![
+            ("session", CONNECTION_BYTES),
+            ("message being read", message),
+            ("events to verify", VERIFY_BYTES_MAX + message),
+            ("outbox", limits.outbox_bytes_max.into()),
+            ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
+            ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
+        ],
+        shared: vec![
+            ("shards", shards * SHARD_BYTES),
+            ("readers", config.reader_count() as u64 * READER_BYTES),
+            ("commit", 2 * u64::from(store.batch_bytes_max)),
+            ("submitted events", shards * (SUBMITTED_BYTES_MAX + message)),
+        ],
+    }
+}
+
+impl MemoryBound {
+    /// What one connection can make the relay hold.
+    #[must_use]
+    pub fn per_connection_bytes(&self) -> u64 {
+        self.per_connection.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// What is held once.
+    #[must_use]
+    pub fn shared_bytes(&self) -> u64 {
+        self.shared.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Everything.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.connections
+            .saturating_mul(self.per_connection_bytes())
+            .saturating_add(self.shared_bytes())
+    }
+}
+
+impl fmt::Display for MemoryBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let terms = |terms: &[(&str, u64)]| {
+            let texts: Vec<_> =
+                terms.iter().map(|(name, bytes)| format!("{name} {}", Size(*bytes))).collect();
+            texts.join(", ")
+        };
+        write!(
+            f,
+            "memory bound {}: {} connections × {} ({}) + {} ({})",
+            Size(self.total_bytes()),
+            self.connections,
+            Size(self.per_connection_bytes()),
+            terms(&self.per_connection),
+            Size(self.shared_bytes()),
+            terms(&self.shared),
+        )
+    }
+}
+
+/// Bytes for people.
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+        if self.0 < 1 << 10 {
+            return write!(f, "{} B", self.0);
+        }
+        let step = (self.0.ilog2() / 10).min(4);
+        // Tenths, rounded up: a bound must not be understated.
+        let tenths = (u128::from(self.0) * 10).div_ceil(1 << (10 * step));
+        let unit = UNITS[step as usize - 1];
+        match tenths {
+            1_000.. => write!(f, "{} {unit}", tenths.div_ceil(10)),
+            _ => write!(f, "{}.{} {unit}", tenths / 10, tenths % 10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_is_of_its_terms() {
+        let config = Config { shards: 2, ..Config::default() };
+        let bound = memory_bound(&config, 1_000);
+        assert_eq!(
+            bound.total_bytes(),
+            1_000 * bound.per_connection_bytes() + bound.shared_bytes()
+        );
+        assert_eq!(bound.per_connection[3], ("outbox", 1 << 20));
+        let mut larger = config.clone();
+        larger.limits.outbox_bytes_max += 5;
+        assert_eq!(memory_bound(&larger, 1_000).total_bytes(), bound.total_bytes() + 5_000);
+        let text = bound.to_string();
+        assert!(text.contains("1000 connections × ") && text.contains("outbox 1.0 MiB"), "{text}");
+    }
+
+    #[test]
+    fn the_largest_limits_do_not_overflow() {
+        let mut layers = super::super::Layers::default();
+        for key in super::super::keys::KEYS {
+            if let super::super::keys::Allowed::Number(_, max) = key.allowed {
+                layers.flag(key.name, max);
+            }
+        }
+        let config = layers.config().unwrap();
+        assert!(memory_bound(&config, u64::MAX).total_bytes() > 1 << 60);
+    }
+
+    #[test]
+    fn sizes_round_up() {
+        let size = |bytes| Size(bytes).to_string();
+        assert_eq!(size(1_023), "1023 B");
+        assert_eq!(size(1_024), "1.0 KiB");
+        assert_eq!(size(1_025), "1.1 KiB");
+        assert_eq!(size(10 << 40), "10.0 TiB");
+        assert_eq!(size(u64::MAX), "16777216 TiB");
+        assert_eq!(size(999 << 20), "999 MiB");
+    }
+}

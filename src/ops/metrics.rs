@@ -1,0 +1,484 @@
+//! What is counted, and how a scrape reads it (OpenMetrics text).
+//!
+//! Each struct has one writer thread and is read by the ops thread:
+//! relaxed atomics, each struct on cache lines of its own. The values of one scrape need not be of
+//! one instant.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::driver::bus::Address;
+use crate::relay::counters::Counters;
+use crate::store::{CommitStats, ReadersHandle, Store, WriterHandle};
+
+/// One number that one thread writes and others read.
+#[derive(Debug, Default)]
+pub struct Meter(AtomicU64);
+
+impl Meter {
+    /// The number.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Sets the number.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Adds to the number; only for its one writer.
+    pub fn add(&self, more: u64) {
+        self.set(self.get().wrapping_add(more));
+    }
+}
+
+/// Whether a number only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// Grows; its exposed name ends in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+impl Sort {
+    fn metric_type(self) -> MetricType {
+        match self {
+            Self::Counter => MetricType::Counter,
+            Self::Gauge => MetricType::Gauge,
+        }
+    }
+}
+
+/// How one field is exposed. Fields of one name stand together and differ in their label.
+#[derive(Debug)]
+pub struct Exposed {
+    /// Name after `rheostr_`, without `_total`.
+    pub name: &'static str,
+    /// Counter or gauge.
+    pub sort: Sort,
+    /// A label's name and value; both empty = none.
+    pub label: (&'static str, &'static str),
+    /// What it means.
+    pub help: &'static str,
+}
+
+/// Declares a struct of [`Meter`]s that mirrors a struct of plain counts, and how its fields are
+/// exposed: one line a field. A field of one that the other lacks does not compile.
+macro_rules! metrics {
+    ($(#[$meta:meta])* $struct:ident of $counts:ident {
+        $($field:ident: $sort:ident $name:literal $(($key:literal, $value:literal))?, $help:literal;)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct $struct {
+            $(#[doc = $help] pub $field: Meter,)*
+        }
+
+        impl $struct {
+            /// How the fields are exposed, in order.
+            pub const EXPOSED: &'static [Exposed] = &[$(Exposed {
+                name: $name,
+                sort: Sort::$sort,
+                label: metrics!(@label $($key, $value)?),
+                help: $help,
+            },)*];
+
+            /// Takes over what was counted; for the one writer.
+            pub fn publish(&self, counts: &$counts) {
+                let $counts { $($field,)* } = counts;
+                $(self.$field.set(*$field);)*
+            }
+
+            /// The fields' values, in order.
+            #[must_use]
+            pub fn values(&self) -> [u64; Self::EXPOSED.len()] {
+                [$(self.$field.get(),)*]
+            }
+        }
+    };
+    (@label) => { ("", "") };
+    (@label $key:literal, $value:literal) => { ($key, $value) };
+}
+
+metrics! {
+    /// What one shard counts; its thread is the one writer.
+    ShardMetrics of Counters {
+        connections: Gauge "connections", "Open connections.";
+        accepted: Counter "connections_accepted", "Connections taken in.";
+        closed_by_client: Counter "connections_closed" ("reason", "client"), "Connections ended, by reason.";
+        closed_http: Counter "connections_closed" ("reason", "http"), "Connections that carried one HTTP exchange.";
+        closed_protocol: Counter "connections_closed" ("reason", "protocol"), "Connections ended for breaking RFC 6455.";
+        closed_too_long: Counter "connections_closed" ("reason", "too_long"), "Connections ended for an over-long message.";
+        closed_stalled: Counter "connections_closed" ("reason", "stalled"), "Connections that took no byte in time.";
+        closed_silent: Counter "connections_closed" ("reason", "silent"), "Connections that did not answer a ping.";
+        closed_timeout: Counter "connections_closed" ("reason", "timeout"), "Connections too slow with a request or a close.";
+        closed_shutdown: Counter "connections_closed" ("reason", "shutdown"), "Connections ended by the shutdown.";
+        closed_full: Counter "connections_closed" ("reason", "full"), "Connections refused for want of room.";
+        bytes_in: Counter "received_bytes", "Bytes received.";
+        messages_in: Counter "received_messages", "Messages received.";
+        messages_invalid: Counter "received_messages_invalid", "Messages that were malformed.";
+        reads_paused: Counter "reads_paused", "Times a connection was not read because its answers were not taken.";
+        bytes_out: Counter "sent_bytes", "Bytes handed to sockets.";
+        frames_out: Counter "sent_frames", "Frames handed to sockets.";
+        batches_out: Counter "sent_batches", "Gather writes those frames left in.";
+        events_stored: Counter "events" ("result", "stored"), "Events received, by result.";
+        events_duplicate: Counter "events" ("result", "duplicate"), "Events that were there already.";
+        events_superseded: Counter "events" ("result", "superseded"), "Events older than the stored version.";
+        events_deleted: Counter "events" ("result", "deleted"), "Events their author had deleted.";
+        events_vanished: Counter "events" ("result", "vanished"), "Events of an author who vanished.";
+        events_expired: Counter "events" ("result", "expired"), "Events that had expired.";
+        events_refused: Counter "events" ("result", "blocked"), "Events refused by policy or limits.";
+        events_bad_signature: Counter "events" ("result", "bad_signature"), "Events whose signature was wrong.";
+        events_failed: Counter "events" ("result", "failed"), "Events the store failed to take.";
+        events_ephemeral: Counter "events" ("result", "ephemeral"), "Ephemeral events somebody heard.";
+        events_mute: Counter "events" ("result", "mute"), "Ephemeral events nobody heard.";
+        reqs: Counter "reqs", "REQs taken.";
+        subscriptions: Gauge "subscriptions", "Open subscriptions.";
+        subscriptions_closed: Counter "subscriptions_ended" ("reason", "client"), "Subscriptions ended, by reason.";
+        subscriptions_refused: Counter "subscriptions_ended" ("reason", "refused"), "REQs refused.";
+        subscriptions_slow: Counter "subscriptions_ended" ("reason", "slow_consumer"), "Subscriptions whose reader fell behind.";
+        subscriptions_failed: Counter "subscriptions_ended" ("reason", "store_failed"), "Subscriptions the store could not serve.";
+        delivered_stored: Counter "delivered" ("source", "stored"), "Events put into outboxes.";
+        delivered_live: Counter "delivered" ("source", "live"), "Live events put into outboxes.";
+        matched_live: Counter "live_matched", "Live events matched to subscriptions.";
+        suppressed_live: Counter "live_suppressed", "Matched live events that the stored query had served already.";
+        abandoned_live: Counter "live_abandoned", "Matched live events whose subscription ended before delivery.";
+        purged_events: Counter "purged", "Events taken out of outboxes with their subscription.";
+        verify_waiting: Gauge "queue" ("name", "verify"), "What waits, by queue.";
+        submissions_waiting: Gauge "queue" ("name", "store"), "Events at the writer.";
+        scans: Gauge "queue" ("name", "scans"), "Stored queries in progress.";
+    }
+}
+
+/// Counts by fixed upper bounds; one writer.
+#[derive(Debug)]
+pub struct Histogram<const N: usize> {
+    bounds: [f64; N],
+    /// One more than bounds: the last is without bound.
+    counts: [Meter; N],
+    above: Meter,
+    sum: Meter,
+    /// Observed units in one exposed unit.
+    scale: f64,
+}
+
+impl<const N: usize> Histogram<N> {
+    fn new(bounds: [f64; N], scale: f64) -> Self {
+        Self {
+            bounds,
+            counts: [const { Meter(AtomicU64::new(0)) }; N],
+            above: Meter::default(),
+            sum: Meter::default(),
+            scale,
+        }
+    }
+
+    fn observe(&self, value: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "a bucket is no finer")]
+        let exposed = value as f64 / self.scale;
+        let at = self.bounds.iter().position(|bound| exposed <= *bound);
+        at.map_or(&self.above, |at| &self.counts[at]).add(1);
+        self.sum.add(value);
+    }
+
+    fn encode(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+    ) -> Result<(), fmt::Error> {
+        let mut buckets: Vec<(f64, u64)> =
+            self.bounds.iter().zip(&self.counts).map(|(bound, n)| (*bound, n.get())).collect();
+        buckets.push((f64::MAX, self.above.get()));
+        let count = buckets.iter().map(|(_, n)| n).sum();
+        #[expect(clippy::cast_precision_loss, reason = "exposed as a float")]
+        let sum = self.sum.get() as f64 / self.scale;
+        encoder
+            .encode_descriptor(name, help, None, MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+}
+
+/// What the writer thread measures of its commits; it is the one writer.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct CommitMetrics {
+    time: Histogram<13>,
+    events: Histogram<11>,
+    stored: Meter,
+    bytes: Meter,
+    failures: Meter,
+}
+
+impl Default for CommitMetrics {
+    fn default() -> Self {
+        let seconds = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1., 2., 5.];
+        let events = [1., 2., 4., 8., 16., 32., 64., 128., 256., 512., 1024.];
+        Self {
+            time: Histogram::new(seconds, 1e6),
+            events: Histogram::new(events, 1.),
+            stored: Meter::default(),
+            bytes: Meter::default(),
+            failures: Meter::default(),
+        }
+    }
+}
+
+impl CommitMetrics {
+    /// Counts one commit.
+    pub fn observe(&self, commit: &CommitStats) {
+        if commit.failed.is_some() {
+            self.failures.add(1);
+            return;
+        }
+        self.time.observe(u64::try_from(commit.commit.as_micros()).unwrap_or(u64::MAX));
+        self.events.observe(commit.submitted as u64);
+        self.stored.add(commit.stored as u64);
+        self.bytes.add(commit.bytes as u64);
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let time = "Time from the start of a transaction until it is durable.";
+        self.time.encode(encoder, "commit_seconds", time)?;
+        self.events.encode(encoder, "commit_events", "Submissions in one commit.")?;
+        let stored = "Events stored.";
+        encode_single(encoder, "store_stored", Sort::Counter, stored, self.stored.get())?;
+        let bytes = "Bytes of submitted records.";
+        encode_single(encoder, "store_submitted_bytes", Sort::Counter, bytes, self.bytes.get())?;
+        let failures = "Commits that failed.";
+        encode_single(encoder, "commit_failures", Sort::Counter, failures, self.failures.get())
+    }
+}
+
+/// What is looked at when a scrape comes, not before.
+#[derive(Clone)]
+pub struct Sources {
+    /// For its size.
+    pub store: Store,
+    /// For its queue.
+    pub writer: WriterHandle,
+    /// For their queue.
+    pub readers: ReadersHandle,
+    /// For the wakes of each shard.
+    pub addresses: Arc<[Address]>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut gauge = |name, help, value| encode_single(encoder, name, Sort::Gauge, help, value);
+        gauge("store_queue", "Events waiting for the writer.", self.writer.queued() as u64)?;
+        gauge("scan_queue", "Slices waiting for a reader.", self.readers.queued() as u64)?;
+        // A store that cannot be read fails elsewhere, and louder.
+        if let Ok(info) = self.store.info() {
+            gauge("store_events", "Events in the store.", info.events)?;
+            gauge("store_disk_bytes", "Length of the data file.", info.disk_bytes)?;
+            gauge("store_used_bytes", "Bytes of it in use.", info.used_bytes)?;
+            gauge("store_readers", "Read transactions open.", info.readers.into())?;
+        }
+        let help = "Times another thread had to wake the shard.";
+        let mut wakes = encoder.encode_descriptor("wakes", help, None, MetricType::Counter)?;
+        for (shard, address) in self.addresses.iter().enumerate() {
+            let labels = [("shard", shard)];
+            encode_value(&mut wakes.encode_family(&labels)?, Sort::Counter, address.wakes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything a scrape reads.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Name of the backend in use.
+    pub backend: &'static str,
+    /// One for each shard.
+    pub shards: Vec<Arc<ShardMetrics>>,
+    /// The writer's commits.
+    pub commits: Arc<CommitMetrics>,
+    /// What is looked at when a scrape comes; `None` before there is anything.
+    pub sources: Option<Sources>,
+}
+
+impl Metrics {
+    /// The text of a scrape.
+    ///
+    /// # Panics
+    /// Never: writing to a string does not fail.
+    #[must_use]
+    pub fn scrape(&self) -> String {
+        let mut registry = Registry::with_prefix("rheostr");
+        registry.register_collector(Box::new(self.clone()));
+        let mut out = String::new();
+        text::encode(&mut out, &registry).expect("a string takes every write");
+        out
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("backend", self.backend)];
+        encoder
+            .encode_descriptor("build", "What runs.", None, MetricType::Info)?
+            .encode_info(&build)?;
+        let names: Vec<String> = (0..self.shards.len()).map(|shard| shard.to_string()).collect();
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.values()).collect();
+        let rows: Vec<(&str, &[u64])> =
+            names.iter().zip(&shards).map(|(name, row)| (name.as_str(), &row[..])).collect();
+        encode_shards(&mut encoder, &rows)?;
+        self.commits.encode(&mut encoder)?;
+        self.sources.as_ref().map_or(Ok(()), |sources| sources.encode(&mut encoder))
+    }
+}
+
+/// Encodes the shards' table: family by family, in each shard by shard.
+fn encode_shards(
+    encoder: &mut DescriptorEncoder<'_>,
+    rows: &[(&str, &[u64])],
+) -> Result<(), fmt::Error> {
+    let mut at = 0;
+    for family in ShardMetrics::EXPOSED.chunk_by(|a, b| a.name == b.name) {
+        let Exposed { name, sort, help, .. } = &family[0];
+        let mut metric = encoder.encode_descriptor(name, help, None, sort.metric_type())?;
+        for (shard, values) in rows {
+            for (field, value) in family.iter().zip(&values[at..]) {
+                let mut labels = vec![("shard", *shard)];
+                labels.extend((!field.label.0.is_empty()).then_some(field.label));
+                encode_value(&mut metric.encode_family(&labels)?, *sort, *value)?;
+            }
+        }
+        at += family.len();
+    }
+    Ok(())
+}
+
+fn encode_single(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    sort: Sort,
+    help: &str,
+    value: u64,
+) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, sort.metric_type())?;
+    encode_value(&mut metric, sort, value)
+}
+
+fn encode_value(
+    metric: &mut prometheus_client::encoding::MetricEncoder<'_>,
+    sort: Sort,
+    value: u64,
+) -> Result<(), fmt::Error> {
+    match sort {
+        Sort::Counter => metric.encode_counter::<NoLabelSet, u64, f64>(&value, None),
+        Sort::Gauge => metric.encode_gauge(&value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn metrics() -> Metrics {
+        let shards = vec![Arc::default(), Arc::default()];
+        Metrics { shards, backend: "epoll", ..Metrics::default() }
+    }
+
+    #[test]
+    fn every_field_is_in_the_scrape_with_its_value() {
+        let metrics = metrics();
+        let counts = |connections, events_duplicate| Counters {
+            connections,
+            events_duplicate,
+            ..Counters::default()
+        };
+        metrics.shards[0].publish(&counts(3, 0));
+        metrics.shards[0].publish(&counts(5, 0));
+        metrics.shards[1].publish(&counts(0, 7));
+        let text = metrics.scrape();
+        let lines: HashSet<&str> = text.lines().collect();
+        for line in [
+            "rheostr_build_info{version=\"0.1.0\",backend=\"epoll\"} 1",
+            "rheostr_events_total{shard=\"1\",result=\"duplicate\"} 7",
+            "rheostr_events_total{shard=\"0\",result=\"duplicate\"} 0",
+            "rheostr_connections{shard=\"0\"} 5",
+            "# TYPE rheostr_events counter",
+            "# HELP rheostr_events Events received, by result.",
+            "# EOF",
+        ] {
+            assert!(lines.contains(line), "{line} in\n{text}");
+        }
+        for exposed in ShardMetrics::EXPOSED {
+            let total = if exposed.sort == Sort::Counter { "_total" } else { "" };
+            let label = match exposed.label {
+                ("", _) => String::new(),
+                (key, value) => format!(",{key}=\"{value}\""),
+            };
+            for shard in 0..2 {
+                let start = format!("rheostr_{}{total}{{shard=\"{shard}\"{label}}} ", exposed.name);
+                assert!(lines.iter().any(|line| line.starts_with(&start)), "{start}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_family_is_described_once() {
+        let text = metrics().scrape();
+        let types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        let unique: HashSet<&&str> = types.iter().collect();
+        assert_eq!(types.len(), unique.len(), "{text}");
+    }
+
+    #[test]
+    fn commits_fall_into_their_buckets() {
+        let metrics = metrics();
+        let commit = |submitted, micros, failed| CommitStats {
+            submitted,
+            stored: submitted / 2,
+            bytes: 100 * submitted,
+            commit: Duration::from_micros(micros),
+            queued: 0,
+            failed,
+        };
+        metrics.commits.observe(&commit(1, 500, None));
+        metrics.commits.observe(&commit(3, 3_000, None));
+        metrics.commits.observe(&commit(5_000, 9_000_000, None));
+        metrics.commits.observe(&commit(9, 1, Some("full".into())));
+        let text = metrics.scrape();
+        for line in [
+            "rheostr_commit_seconds_bucket{le=\"0.0005\"} 1",
+            "rheostr_commit_seconds_bucket{le=\"0.002\"} 1",
+            "rheostr_commit_seconds_bucket{le=\"0.005\"} 2",
+            "rheostr_commit_seconds_bucket{le=\"+Inf\"} 3",
+            "rheostr_commit_seconds_sum 9.0035",
+            "rheostr_commit_events_bucket{le=\"4.0\"} 2",
+            "rheostr_commit_events_count 3",
+            "rheostr_commit_failures_total 1",
+            "rheostr_store_stored_total 2501",
+            "rheostr_store_submitted_bytes_total 500400",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn writers_do_not_share_cache_lines() {
+        assert_eq!(align_of::<ShardMetrics>(), 128);
+        assert_eq!(align_of::<CommitMetrics>(), 128);
+    }
+}

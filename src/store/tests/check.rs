@@ -1,0 +1,145 @@
+//! `check` sees every kind of damage.
+
+use heed::RwTxn;
+
+use crate::nostr::event::Event;
+use crate::store::Store;
+use crate::store::environment::Tables;
+use crate::store::testing::*;
+
+/// One event for each index, an address, a deletion and a vanish that waits to be erased.
+fn furnished() -> (Store, Directory) {
+    let (store, dir) = store();
+    let address = format!("30023:{}:x", hex(&key(1)));
+    let doomed = hex(&id(9, 9));
+    let events: Vec<Event> = vec![
+        event(id(1, 1), 1, 1, 100, &[["t", "a"], ["t", "a"], ["expiration", "900"]]),
+        event(id(1, 2), 1, 30023, 100, &[["d", "y"]]),
+        event(id(1, 3), 1, 5, 100, &[["a", &address], ["e", &doomed]]),
+        event(id(1, 4), 2, 1, 100, &[]),
+        event(id(1, 5), 2, 62, 100, &[["relay", URL]]),
+    ];
+    apply(&store, &events, 10);
+    assert_sound(&store);
+    (store, dir)
+}
+
+fn damage(store: &Store, damage: impl FnOnce(&Tables, &mut RwTxn<'_>)) {
+    let environment = store.environment().unwrap();
+    let mut txn = environment.env.write_txn().unwrap();
+    damage(&environment.tables, &mut txn);
+    txn.commit().unwrap();
+}
+
+fn differences(store: &Store) -> u64 {
+    let report = store.check().unwrap();
+    assert_eq!(report.described.is_empty(), report.differences == 0);
+    report.differences
+}
+
+/// Tables whose entries follow from the events, by name.
+const DERIVED: [&str; 8] =
+    ["id", "time", "author", "author_kind", "kind", "tag", "expire", "replace"];
+
+#[test]
+fn a_missing_entry_is_seen_in_every_table() {
+    for name in DERIVED.into_iter().chain(["event", "vanish", "tomb_addr"]) {
+        let (store, _dir) = furnished();
+        damage(&store, |tables, txn| {
+            let (_, table) = tables.named().into_iter().find(|(n, _)| *n == name).unwrap();
+            let first = table.first(txn).unwrap().unwrap().0.to_vec();
+            assert!(table.delete(txn, &first).unwrap());
+        });
+        assert!(differences(&store) > 0, "{name}");
+    }
+}
+
+#[test]
+fn a_stray_entry_is_seen_in_every_table() {
+    for name in DERIVED.into_iter().chain(["event", "backlog", "tomb_id", "tomb_addr", "vanish"]) {
+        let (store, _dir) = furnished();
+        damage(&store, |tables, txn| {
+            let (_, table) = tables.named().into_iter().find(|(n, _)| *n == name).unwrap();
+            let (key, value) = match table.first(txn).unwrap() {
+                Some((key, value)) => (key.to_vec(), value.to_vec()),
+                None => (vec![0; 64], vec![0; 8]),
+            };
+            // As long as the others, with another beginning.
+            let mut stray = key.clone();
+            match name {
+                "event" => stray = 99u64.to_be_bytes().into(),
+                "tomb_id" | "tomb_addr" | "vanish" => stray.truncate(7),
+                _ => stray[0] ^= 0x55,
+            }
+            table.put(txn, &stray, &value).unwrap();
+        });
+        assert!(differences(&store) > 0, "{name}");
+    }
+}
+
+#[test]
+fn a_stray_entry_that_makes_up_for_a_missing_one_is_seen_twice() {
+    let (store, _dir) = furnished();
+    damage(&store, |tables, txn| {
+        let (key, _) = tables.kind.first(txn).unwrap().unwrap();
+        let mut key = key.to_vec();
+        tables.kind.delete(txn, &key).unwrap();
+        key[0] ^= 0x55;
+        tables.kind.put(txn, &key, &[]).unwrap();
+    });
+    assert_eq!(differences(&store), 2);
+}
+
+#[test]
+fn a_wrong_value_is_seen_in_every_table_that_has_values() {
+    for name in ["id", "time", "tag", "replace", "event", "backlog", "meta"] {
+        let (store, _dir) = furnished();
+        damage(&store, |tables, txn| {
+            let (_, table) = tables.named().into_iter().find(|(n, _)| *n == name).unwrap();
+            let entry = if name == "meta" {
+                let (key, value) = (b"last_seq", &1u64.to_be_bytes());
+                (key.to_vec(), value.to_vec())
+            } else {
+                let (key, value) = table.first(txn).unwrap().unwrap();
+                let mut value = value.to_vec();
+                // The id in a record, how far a backlog reaches, anything elsewhere.
+                let at = match name {
+                    "event" => 0,
+                    "backlog" => 7,
+                    _ => value.len() / 2,
+                };
+                value[at] ^= 1;
+                (key.to_vec(), value)
+            };
+            table.put(txn, &entry.0, &entry.1).unwrap();
+        });
+        assert!(differences(&store) > 0, "{name}");
+    }
+}
+
+#[test]
+fn a_record_whose_tags_are_nonsense_is_told_and_not_tripped_over() {
+    let (store, _dir) = furnished();
+    damage(&store, |tables, txn| {
+        let (key, record) = tables.event.first(txn).unwrap().unwrap();
+        let (key, mut record) = (key.to_vec(), record.to_vec());
+        // The form of the first tag.
+        record[crate::nostr::event::HEADER_BYTES + 1] = 0xff;
+        tables.event.put(txn, &key, &record).unwrap();
+    });
+    assert!(differences(&store) > 0);
+}
+
+#[test]
+fn events_that_should_have_gone_are_seen() {
+    let (store, _dir) = furnished();
+    damage(&store, |tables, txn| {
+        let mut tomb = id(1, 1).to_vec();
+        tomb.extend_from_slice(&key(1));
+        tables.tomb_id.put(txn, &tomb, &[0; 8]).unwrap();
+        tables.backlog.clear(txn).unwrap();
+        tables.vanish.put(txn, &key(1), &50u64.to_be_bytes()).unwrap();
+    });
+    // The event with a tombstone, and the one whose vanish nobody would carry out any more.
+    assert_eq!(differences(&store), 2);
+}

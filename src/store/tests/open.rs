@@ -1,0 +1,170 @@
+//! Opening: who may, who may not, and what stays when a store is opened again.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use crate::nostr::Filter;
+use crate::nostr::event::Event;
+use crate::relay::ports::Verdict;
+use crate::store::testing::*;
+use crate::store::{Options, Store, StoreError};
+
+fn small() -> Options {
+    Options { map_bytes_max: 1 << 20, ..Options::default() }
+}
+
+#[test]
+fn a_second_writer_is_told_who_holds_the_directory() {
+    let (store, dir) = store();
+    let error = Store::open(dir.path(), &small()).unwrap_err();
+    let pid = std::process::id();
+    assert!(matches!(error, StoreError::Held { pid: Some(held), .. } if held == pid), "{error}");
+    assert!(error.to_string().contains(&format!("(pid {pid})")), "{error}");
+    drop(store);
+    Store::open(dir.path(), &small()).expect("let go of");
+}
+
+#[test]
+fn reading_needs_a_store_and_never_writes() {
+    let dir = Directory::new();
+    let error = Store::open_read_only(dir.path(), &small()).unwrap_err();
+    assert!(matches!(error, StoreError::Missing { .. }), "{error}");
+    let events = [event(id(1, 1), 1, 1, 100, &[])];
+    apply(&Store::open(dir.path(), &small()).unwrap(), &events, 10);
+    let store = Store::open_read_only(dir.path(), &small()).unwrap();
+    assert_eq!(visible_ids(&store, 10), [id(1, 1)]);
+    let error = store.apply(&submit(&events), 10, &names()).unwrap_err();
+    assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
+    assert!(store.maintain(10, 1).is_err());
+}
+
+#[test]
+fn another_schema_is_refused_by_name() {
+    let dir = Directory::new();
+    let store = Store::open(dir.path(), &small()).unwrap();
+    let environment = store.environment().unwrap();
+    let mut txn = environment.env.write_txn().unwrap();
+    environment.tables.meta.put(&mut txn, b"schema", &77u64.to_be_bytes()).unwrap();
+    txn.commit().unwrap();
+    drop((environment, store));
+    for open in [Store::open, Store::open_read_only] {
+        let error = open(dir.path(), &small()).unwrap_err();
+        assert!(matches!(error, StoreError::Schema { found: 77, .. }), "{error}");
+    }
+}
+
+#[test]
+fn everything_is_there_after_opening_again_and_no_sequence_comes_twice() {
+    let dir = Directory::new();
+    let mut last = 0;
+    for round in 0..4u32 {
+        let store = Store::open(dir.path(), &small()).unwrap();
+        assert_eq!(store.info().unwrap().last_sequence, last);
+        assert_eq!(store.info().unwrap().events, u64::from(round.min(1)));
+        // All but the newest go, so that the highest sequence in use falls behind the last given.
+        let events: Vec<Event> =
+            (0..3).map(|n| event(id(1, round * 3 + n), 1, 1, 100, &[["t", "x"]])).collect();
+        let batch = apply(&store, &events, 10);
+        assert_eq!(batch.stored[0].0, last + 1);
+        last = batch.last_sequence;
+        let gone = visible_ids(&store, 10).split_off(1);
+        let mut gone = Filter { ids: Some(gone), ..Filter::default() };
+        gone.ids.iter_mut().for_each(|ids| ids.sort_unstable());
+        store.delete(&[gone], 10, false).unwrap();
+        store.reopen().unwrap();
+        assert_sound(&store);
+    }
+}
+
+#[test]
+fn a_full_map_costs_the_batch_and_nothing_else() {
+    let dir = Directory::new();
+    let store = Store::open(dir.path(), &small()).unwrap();
+    let text = "x".repeat(20_000);
+    let large = |n: u32| event(id(1, n), 1, 1, 100 + u64::from(n), &[["x", &text]]);
+    let mut stored = 0;
+    let error = loop {
+        match store.apply(&submit(&[large(stored)]), 10, &names()) {
+            Ok(batch) => assert_eq!(batch.verdicts[0].1, Verdict::Stored),
+            Err(error) => break error,
+        }
+        stored += 1;
+        assert!(stored < 100, "1 MiB holds no two");
+    };
+    assert!(matches!(error, StoreError::Full { map_bytes_max: 1_048_576 }), "{error}");
+    assert!(!error.is_fatal());
+    assert_eq!(store.info().unwrap().last_sequence, u64::from(stored));
+    assert_eq!(visible_ids(&store, 10).len(), stored as usize);
+    assert_sound(&store);
+    assert_eq!(verdicts(&store, &[large(0)], 10), [Verdict::Duplicate]);
+    drop(store);
+    let store = Store::open(dir.path(), &Options::default()).unwrap();
+    assert_eq!(apply(&store, &[large(stored)], 10).last_sequence, u64::from(stored) + 1);
+    assert_sound(&store);
+}
+
+#[test]
+fn what_must_never_be_stored_is_an_error() {
+    let (store, _dir) = store();
+    for bad in [event(id(1, 1), 1, 20_001, 100, &[]), event(id(1, 1), 1, 1, 1 << 40, &[])] {
+        let error = store.apply(&submit(&[bad]), 10, &names()).unwrap_err();
+        assert!(matches!(error, StoreError::Unstorable { .. }), "{error}");
+    }
+    let latest = event(id(1, 1), 1, 1, (1 << 40) - 1, &[]);
+    assert_eq!(verdicts(&store, &[latest], 10), [Verdict::Stored]);
+    let beyond = |since, until| Filter { since, until, ..Filter::default() };
+    let scan = |filter| scan_ids(&store, &[filter], 10, &WHOLE, 10).len();
+    assert_eq!(scan(beyond(None, Some(u64::MAX))), 1);
+    assert_eq!(scan(beyond(Some((1 << 40) - 1), None)), 1);
+    assert_eq!(scan(beyond(Some(1 << 40), None)), 0);
+}
+
+const HELPER_DIR: &str = "RHEOSTR_TEST_WRITER_DIR";
+
+/// The other process: opens the directory, stores an event for every line it reads.
+#[test]
+#[ignore = "run by the test below"]
+fn writer_process() {
+    let Ok(dir) = std::env::var(HELPER_DIR) else { return };
+    let store = Store::open(dir, &small()).unwrap();
+    let mut out = std::io::stdout();
+    for n in 0.. {
+        apply(&store, &[event(id(1, n), 1, 1, 100, &[])], 10);
+        writeln!(out, "stored").unwrap();
+        if std::io::stdin().lines().next().is_none() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn another_process_may_read_beside_the_writer_but_not_write() {
+    let dir = Directory::new();
+    let mut writer = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store::tests::open::writer_process", "--ignored", "--nocapture"])
+        .env(HELPER_DIR, dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
+    let mut wait = || assert!(lines.any(|line| line.unwrap().ends_with("stored")));
+    wait();
+    let error = Store::open(dir.path(), &small()).unwrap_err();
+    let held = matches!(&error, StoreError::Held { pid, .. } if *pid == Some(writer.id()));
+    assert!(held, "{error}");
+
+    let reader = Store::open_read_only(dir.path(), &small()).unwrap();
+    assert_eq!(visible_ids(&reader, 10).len(), 1);
+    writeln!(writer.stdin.as_mut().unwrap()).unwrap();
+    wait();
+    assert_eq!(visible_ids(&reader, 10).len(), 2);
+    assert_sound(&reader);
+    drop(reader);
+
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let store = Store::open(dir.path(), &small()).expect("a killed writer lets go");
+    assert_eq!(visible_ids(&store, 10).len(), 2);
+    assert_sound(&store);
+}

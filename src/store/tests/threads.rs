@@ -1,0 +1,198 @@
+//! The writer and the reader pool.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::nostr::Filter;
+use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Ticket, Verdict};
+use crate::store::testing::*;
+use crate::store::{
+    CommitSink, CommitStats, Options, ReadJob, Readers, Scan, SliceBudget, Store, Writer,
+    WriterOptions,
+};
+
+struct Sink(flume::Sender<Arc<CommitBatch>>);
+
+impl CommitSink for Sink {
+    fn publish(&self, batch: &Arc<CommitBatch>) {
+        self.0.send(batch.clone()).unwrap();
+    }
+}
+
+type Batches = flume::Receiver<Arc<CommitBatch>>;
+
+fn writer(
+    store: &Store,
+    options: WriterOptions,
+) -> (Writer, [Batches; 2], Arc<Mutex<Vec<CommitStats>>>) {
+    let (one, two) = (flume::unbounded(), flume::unbounded());
+    let stats = Arc::new(Mutex::new(Vec::new()));
+    let observed = stats.clone();
+    let writer = Writer::spawn(
+        store.clone(),
+        options,
+        names(),
+        vec![Box::new(Sink(one.0)), Box::new(Sink(two.0))],
+        Box::new(move |commit| observed.lock().unwrap().push(commit)),
+    );
+    (writer.unwrap(), [one.1, two.1], stats)
+}
+
+fn submission(n: u32) -> Submission {
+    let event = event(id(1, n), 1, 1, 100, &[]);
+    Submission { event, ticket: Ticket { origin: 3, token: n.into() } }
+}
+
+#[test]
+fn every_submission_is_answered_in_order_by_every_sink_also_when_closing() {
+    let (store, _dir) = store();
+    let options = WriterOptions { batch_events_max: 7, ..WriterOptions::default() };
+    let (writer, sinks, stats) = writer(&store, options);
+    let handle = writer.handle();
+    for n in 0..500 {
+        handle.submit_blocking(submission(n)).unwrap();
+    }
+    writer.close();
+    assert!(handle.try_submit(submission(0)).is_err(), "closed");
+    for sink in sinks {
+        let batches: Vec<_> = sink.drain().collect();
+        assert!(batches.iter().all(|batch| (1..=7).contains(&batch.verdicts.len())));
+        let stored: Vec<u64> =
+            batches.iter().flat_map(|b| b.stored.iter().map(|(seq, _)| *seq)).collect();
+        assert_eq!(stored, (1..=500).collect::<Vec<_>>());
+        let verdicts = batches.iter().flat_map(|batch| &batch.verdicts);
+        let mut tokens = Vec::new();
+        for (ticket, verdict) in verdicts {
+            assert_eq!((ticket.origin, verdict), (3, &Verdict::Stored));
+            tokens.push(ticket.token);
+        }
+        assert_eq!(tokens, (0..500).collect::<Vec<_>>());
+        assert_eq!(batches.last().unwrap().last_sequence, 500);
+    }
+    let stats = stats.lock().unwrap();
+    assert_eq!(stats.iter().map(|commit| commit.stored).sum::<usize>(), 500);
+    assert_eq!(store.info().unwrap().events, 500);
+}
+
+#[test]
+fn batches_end_at_bytes_and_puts_too() {
+    let (store, _dir) = store();
+    let bytes = submission(0).event.record().len();
+    for options in [
+        WriterOptions { batch_bytes_max: 2 * bytes, ..WriterOptions::default() },
+        WriterOptions { batch_puts_max: 16, ..WriterOptions::default() },
+    ] {
+        let (writer, [sink, _other], _) = writer(&store, options);
+        for n in 0..100 {
+            writer.handle().submit_blocking(submission(n)).unwrap();
+        }
+        writer.close();
+        assert!(sink.drain().all(|batch| batch.verdicts.len() <= 2));
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_be_stored_is_answered_and_the_writer_goes_on() {
+    let dir = Directory::new();
+    let options = Options { map_bytes_max: 1 << 20, ..Options::default() };
+    let store = Store::open(dir.path(), &options).unwrap();
+    let (writer, [sink, _other], stats) = writer(&store, WriterOptions::default());
+    let mut huge = submission(0);
+    huge.event = event(id(1, 0), 1, 1, 100, &[["x", &"x".repeat(2 << 20)]]);
+    for submission in [submission(1), huge, submission(2)] {
+        writer.handle().submit_blocking(submission).unwrap();
+        let batch = sink.recv_timeout(Duration::from_secs(10)).unwrap();
+        let (ticket, verdict) = &batch.verdicts[0];
+        match ticket.token {
+            0 => {
+                assert!(matches!(verdict, Verdict::Failed(text) if text.contains("full")));
+                assert_eq!((batch.last_sequence, batch.stored.len()), (1, 0));
+            }
+            n => assert_eq!((verdict, batch.last_sequence), (&Verdict::Stored, n)),
+        }
+    }
+    writer.close();
+    assert_eq!(stats.lock().unwrap().iter().filter(|commit| commit.failed.is_some()).count(), 1);
+    assert_sound(&store);
+}
+
+#[test]
+fn an_idle_writer_erases_what_vanished() {
+    let (store, _dir) = store();
+    let events: Vec<_> = (0..450).map(|n| event(id(1, n), 1, 1, 100, &[])).collect();
+    apply(&store, &events, 10);
+    apply(&store, &[event(id(2, 0), 1, 62, 100, &[["relay", "ALL_RELAYS"]])], 10);
+    assert_eq!(visible_ids(&store, 10), [id(2, 0)]);
+    assert_eq!(store.info().unwrap().events, 451);
+    let (writer, _sinks, _) = writer(&store, WriterOptions::default());
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while store.info().unwrap().events > 1 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    writer.close();
+    assert_sound(&store);
+}
+
+#[test]
+fn readers_run_a_query_to_its_end_and_survive_a_job_that_panics() {
+    let (store, _dir) = store();
+    let events: Vec<_> = (0..100).map(|n| event(id(1, n), 1, 1, 100 + u64::from(n), &[])).collect();
+    apply(&store, &events, 10);
+    let budget = SliceBudget { entries: 1000, bytes: 1 << 20, events: 30 };
+    let readers = Readers::spawn(&store, 2, 4, budget).unwrap();
+    let (send, receive) = flume::unbounded::<(Box<Scan>, Chunk)>();
+    let job = |scan: Box<Scan>| {
+        let send = send.clone();
+        ReadJob { scan, deliver: Box::new(move |scan, chunk| send.send((scan, chunk)).unwrap()) }
+    };
+    let query = Query { filters: vec![Filter::default()], limit_max: 90 };
+    let scan = Box::new(store.scan(query.clone()).unwrap());
+    for _ in 0..3 {
+        let scan = Box::new(store.scan(query.clone()).unwrap());
+        let panics = ReadJob { scan, deliver: Box::new(|_, _| panic!("a receiver's bug")) };
+        readers.handle().try_submit(panics).map_err(|_| "full").unwrap();
+    }
+    let mut next = job(scan);
+    let mut ids = Vec::new();
+    loop {
+        while let Err(back) = readers.handle().try_submit(next) {
+            next = back;
+        }
+        let (scan, chunk) = receive.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!((chunk.snapshot, &chunk.failed), (100, &None));
+        ids.extend(chunk.events.iter().map(|json| id_of(json)));
+        if chunk.done {
+            assert!(scan.is_limited());
+            break;
+        }
+        next = job(scan);
+    }
+    assert_eq!(ids, evaluate(&events, &[Filter::default()], 90));
+    let handle = readers.handle();
+    readers.close();
+    assert!(handle.try_submit(job(Box::new(store.scan(query).unwrap()))).is_err());
+}
+
+#[test]
+fn a_damaged_store_fails_the_query_and_not_the_pool() {
+    let (store, _dir) = store();
+    apply(&store, &[event(id(1, 1), 1, 1, 100, &[])], 10);
+    let environment = store.environment().unwrap();
+    let mut txn = environment.env.write_txn().unwrap();
+    environment.tables.event.clear(&mut txn).unwrap();
+    txn.commit().unwrap();
+    let budget = SliceBudget { entries: 1000, bytes: 1 << 20, events: 30 };
+    let readers = Readers::spawn(&store, 1, 4, budget).unwrap();
+    let (send, receive) = flume::unbounded();
+    for _ in 0..2 {
+        let query = Query { filters: vec![Filter::default()], limit_max: 90 };
+        let scan = Box::new(store.scan(query).unwrap());
+        let send = send.clone();
+        let deliver = Box::new(move |_, chunk| send.send(chunk).unwrap());
+        readers.handle().try_submit(ReadJob { scan, deliver }).map_err(|_| "full").unwrap();
+        let chunk: Chunk = receive.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(chunk.done && chunk.failed.unwrap().contains("damaged"));
+    }
+    readers.close();
+}
