@@ -57,7 +57,7 @@ pub fn run(arguments: &RelayArguments) -> Result<(), Failure> {
     runtime.block_on(async {
         tokio::select! {
             name = signals.next() => tracing::info!(signal = name, "shutting down"),
-            () = relay.failure() => tracing::error!("a shard has ended: shutting down"),
+            () = relay.failure() => tracing::error!("a thread has ended: shutting down"),
         }
     });
     runtime.block_on(relay.stop(&config, &mut signals))
@@ -181,16 +181,21 @@ impl Relay {
         }
     }
 
-    /// Returns when a shard has ended although nobody asked.
+    /// Whether a shard or the writer has ended although nobody asked.
+    fn has_failed(&self) -> bool {
+        self.shards.has_failed() || self.writer.has_failed()
+    }
+
+    /// Returns when that is so.
     async fn failure(&self) {
-        while !self.shards.has_failed() {
+        while !self.has_failed() {
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
     }
 
     /// Stops accepting, lets connections drain, commits what is queued, ends every thread.
     async fn stop(mut self, config: &Config, signals: &mut Signals) -> Result<(), Failure> {
-        let failed = self.shards.has_failed();
+        let failed = self.has_failed();
         let (done, is_done) = oneshot::channel();
         self.ops.set_ready(false);
         self.ops.close_admin();
@@ -212,7 +217,7 @@ impl Relay {
             }
             outcome = is_done => match (outcome, failed) {
                 (Ok(()), false) => Ok(()),
-                (Ok(()), true) => Err(Failure::Failed("a shard has failed".into())),
+                (Ok(()), true) => Err(Failure::Failed("a thread has failed".into())),
                 (Err(_), _) => Err(Failure::Failed("a thread panicked while it ended".into())),
             },
             () = tokio::time::sleep(deadline) => {

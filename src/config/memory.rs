@@ -25,6 +25,13 @@ const FILTER_BYTES: u64 = 256;
 const REPLY_BYTES: u64 = 256;
 /// A live event waiting in a subscription: a reference into the shard's ring.
 const LIVE_EVENT_BYTES: u64 = 8;
+/// Payloads of those, over all subscriptions of a connection.
+const LIVE_BYTES_MAX: u64 = 16 << 20;
+/// A stored query: a range and its place in the merge, of which the values make one each and the
+/// products of authors and kinds at most 16,384; and the slice of it that waits for the outbox.
+const RANGE_BYTES: u64 = 64;
+const RANGES_MAX: u64 = 16_384;
+const SLICE_BYTES: u64 = 256 << 10;
 /// Session, socket, timers and tables of one connection.
 const CONNECTION_BYTES: u64 = 1_024;
 /// Events of one connection awaiting verification (`relay::session`); the one that reaches the bound
@@ -44,6 +51,8 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let subscription = u64::from(limits.filters_max) * FILTER_BYTES
         + u64::from(limits.filter_values_max) * FILTER_VALUE_BYTES
         + u64::from(limits.live_queue_events_max) * LIVE_EVENT_BYTES;
+    let ranges = u64::from(limits.filter_values_max) + RANGES_MAX;
+    let query = ranges * RANGE_BYTES + SLICE_BYTES;
     let store = &config.store;
     let message = u64::from(limits.message_bytes_max);
     let shards = config.shard_count() as u64;
@@ -56,6 +65,8 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("outbox", limits.outbox_bytes_max.into()),
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
+            ("stored queries", u64::from(limits.subscriptions_max) * query),
+            ("live events", LIVE_BYTES_MAX),
         ],
         shared: vec![
             ("shards", shards * SHARD_BYTES),

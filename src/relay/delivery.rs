@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use super::outbox::Name;
 use super::ports::{Chunk, Query, Sequence};
-use super::session::{ConnectionKey, LiveEvent, Phase, Stage, Subscription};
+use super::session::{ConnectionKey, LIVE_BYTES_MAX, LiveEvent, Phase, Stage, Subscription};
 use super::shard::{Effect, Now, ScanKey, Shard};
 use crate::nostr::{Filter, RelayMessage, SubscriptionId};
 
@@ -112,6 +112,7 @@ impl Shard {
         }
         self.counters.abandoned_live += subscription.live.len() as u64;
         if let Some(session) = self.session(subscription.connection) {
+            session.live_bytes -= subscription.live.iter().map(|e| e.bytes()).sum::<usize>();
             session.subscriptions.retain(|other| *other != slot);
             if subscription.is_waiting {
                 session.waiting.retain(|other| *other != slot);
@@ -179,7 +180,10 @@ impl Shard {
             session.outbox.push_event(&subscription.name, live.event.json());
             self.counters.delivered_live += 1;
             self.ask_write(key);
-        } else if subscription.live.len() < limits.live_queue_events_max as usize {
+        } else if subscription.live.len() < limits.live_queue_events_max as usize
+            && (session.live_bytes == 0 || session.live_bytes + live.bytes() <= LIVE_BYTES_MAX)
+        {
+            session.live_bytes += live.bytes();
             subscription.live.push_back(live.clone());
             if subscription.stage == Stage::Live {
                 self.wait_turn(slot);
@@ -239,11 +243,14 @@ impl Shard {
         }
         if subscription.snapshot.is_none() {
             subscription.snapshot = Some(chunk.snapshot);
-            let before = subscription.live.len();
             let live = std::mem::take(&mut subscription.live);
-            subscription.live =
-                live.into_iter().filter(|event| !subscription.covers(event.sequence)).collect();
-            self.counters.suppressed_live += (before - subscription.live.len()) as u64;
+            let (covered, left): (Vec<_>, Vec<_>) =
+                live.into_iter().partition(|event| subscription.covers(event.sequence));
+            subscription.live = left.into();
+            self.counters.suppressed_live += covered.len() as u64;
+            if let Some(session) = self.sessions.get_mut(subscription.connection.slot()) {
+                session.live_bytes -= covered.iter().map(|e| e.bytes()).sum::<usize>();
+            }
         }
         subscription.stored.extend(chunk.events);
         subscription.stage = if chunk.done { Stage::Finishing } else { Stage::Paused };
@@ -311,6 +318,7 @@ impl Shard {
                     }
                     Stage::Live => {
                         let Some(live) = subscription.live.pop_front() else { break true };
+                        session.live_bytes -= live.bytes();
                         session.outbox.push_event(&subscription.name, live.event.json());
                         self.counters.delivered_live += 1;
                         moved = true;

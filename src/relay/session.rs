@@ -92,6 +92,8 @@ pub(super) struct Session {
     pub(super) subscriptions: Vec<u32>,
     /// Those with events that wait for room in the outbox, served in turn.
     pub(super) waiting: VecDeque<u32>,
+    /// Bytes of the events in its subscriptions' live queues.
+    pub(super) live_bytes: usize,
     /// Messages read whose answer has not left for the socket.
     pub(super) replies_owed: u32,
     /// Events waiting for verification, and their bytes.
@@ -129,6 +131,7 @@ impl Session {
             outbox: Outbox::default(),
             subscriptions: Vec::new(),
             waiting: VecDeque::new(),
+            live_bytes: 0,
             replies_owed: 0,
             verify: VecDeque::new(),
             verify_bytes: 0,
@@ -164,6 +167,10 @@ impl Session {
     }
 }
 
+/// The live queues of a connection's subscriptions hold this much together; the subscription that
+/// would exceed it ends. One event always fits.
+pub(super) const LIVE_BYTES_MAX: usize = 16 << 20;
+
 /// A connection whose unverified events hold this much is not read.
 pub(super) const VERIFY_BYTES_MAX: usize = 1 << 20;
 
@@ -186,6 +193,12 @@ pub(super) struct LiveEvent {
     /// `None` for an ephemeral event, which no stored query can have served.
     pub(super) sequence: Option<Sequence>,
     pub(super) received_ms: u64,
+}
+
+impl LiveEvent {
+    pub(super) fn bytes(&self) -> usize {
+        self.event.record().len()
+    }
 }
 
 /// One subscription: the first level of the two queues before a socket.

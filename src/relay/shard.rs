@@ -296,16 +296,32 @@ impl Shard {
     }
 
     /// Takes one durable commit: answers this shard's submissions, delivers to its subscriptions.
-    pub fn handle_commit(&mut self, batch: &CommitBatch, now: Now) {
-        for (ticket, verdict) in &batch.verdicts {
-            if ticket.origin == self.setup.origin {
-                self.handle_verdict(*ticket, verdict);
+    ///
+    /// Begins at the stored event number `from` and stops once it has matched `deliveries_max`
+    /// subscriptions, so that a large commit with many listeners does not hold up the shard; returns the
+    /// number to go on at, before any other commit or slice is handed in, or `None` when it is done.
+    pub fn handle_commit(
+        &mut self,
+        batch: &CommitBatch,
+        from: usize,
+        deliveries_max: u64,
+        now: Now,
+    ) -> Option<usize> {
+        if from == 0 {
+            for (ticket, verdict) in &batch.verdicts {
+                if ticket.origin == self.setup.origin {
+                    self.handle_verdict(*ticket, verdict);
+                }
             }
         }
-        for (sequence, event) in &batch.stored {
-            self.publish(event, Some(*sequence), now);
+        let mut deliveries = 0;
+        for (at, (sequence, event)) in batch.stored.iter().enumerate().skip(from) {
+            if deliveries >= deliveries_max {
+                return Some(at);
+            }
+            deliveries += self.publish(event, Some(*sequence), now);
         }
-        self.last_sequence = self.last_sequence.max(batch.last_sequence);
+        None
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict) {

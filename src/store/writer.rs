@@ -172,6 +172,12 @@ impl Writer {
         self.handle.clone()
     }
 
+    /// Whether the thread has ended although nobody closed it: it panicked.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Commits and publishes everything queued, then ends the thread. Later submissions come back.
     ///
     /// # Panics

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod corpus;
+mod crash;
 mod layers;
 mod nip01;
 mod nip01_more;

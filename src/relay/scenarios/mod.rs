@@ -118,14 +118,14 @@ impl Relay {
         self.sequence += 1;
         let stored = vec![(self.sequence, event.clone())];
         let batch = CommitBatch { last_sequence: self.sequence, stored, verdicts: Vec::new() };
-        self.core.handle_commit(&batch, self.now);
+        self.core.handle_commit(&batch, 0, u64::MAX, self.now);
         self.act();
     }
 
     fn judge(&mut self, submission: &Submission, verdict: Verdict) {
         let batch =
             CommitBatch { verdicts: vec![(submission.ticket, verdict)], ..CommitBatch::default() };
-        self.core.handle_commit(&batch, self.now);
+        self.core.handle_commit(&batch, 0, u64::MAX, self.now);
         self.act();
     }
 

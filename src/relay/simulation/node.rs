@@ -287,7 +287,10 @@ impl Node {
                 _ => self.answer(key, note, false, "error: the event could not be stored"),
             }
         }
-        self.core.handle_commit(&batch, now);
+        let mut next = Some(0);
+        while let Some(from) = next {
+            next = self.core.handle_commit(&batch, from, 2, now);
+        }
         let notes: Vec<_> = batch
             .stored
             .iter()
