@@ -15,7 +15,7 @@ pub mod nip11;
 pub mod parse;
 pub mod tag;
 #[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod verify;

@@ -296,8 +296,8 @@ fn subscription_ids_are_any_text_of_1_to_64_characters() {
         let Ok(ClientMessage::Close { subscription }) = read(&json) else { panic!("{json}") };
         assert_eq!(serde_json::from_slice::<String>(subscription.json()).unwrap(), text);
         // However it was escaped, it is the same id.
-        let escaped: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
-        let json = format!("[\"CLOSE\",\"{escaped}\"]");
+        let escaped: Vec<_> = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+        let json = format!("[\"CLOSE\",\"{}\"]", escaped.concat());
         let Ok(ClientMessage::Close { subscription: same }) = read(&json) else { panic!("{json}") };
         assert_eq!(same, subscription);
     }

@@ -74,9 +74,8 @@ impl Sub {
     /// Whether the event is one for the live part: after what the stored query saw.
     fn wants_live(&self, note: NoteIndex, sequence: Option<Sequence>) -> bool {
         let after = match sequence {
-            None => true,
             Some(at) if self.has_scan() => self.snapshot.is_some_and(|snapshot| at > snapshot),
-            Some(_) => true,
+            _ => true,
         };
         after && self.matches(note)
     }

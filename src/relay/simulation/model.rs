@@ -230,7 +230,8 @@ impl Log {
     /// What the relay's own filters select.
     pub fn query(&self, filters: &[Filter], limit_max: usize) -> Vec<NoteIndex> {
         merge(filters.iter().map(|filter| {
-            let limit = filter.limit.map_or(limit_max, |limit| limit_max.min(limit as usize));
+            let limit = filter.limit.map_or(limit_max as u64, |limit| limit.min(limit_max as u64));
+            let limit = usize::try_from(limit).expect("it is not above limit_max");
             self.select(|_, event| filter.matches(event.view()), limit)
         }))
     }

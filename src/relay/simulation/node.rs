@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::expect::{End, NAMES};
 use super::model::{Log, NoteIndex, Rng, Trace, note_of, pool};
-use super::socket::{Greeting, Socket};
+use super::socket::{Farewell, Greeting, Socket};
 use crate::nostr::Event;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Sequence, Submission, Verdict};
 use crate::relay::session::{Phase, Stage};
@@ -151,7 +151,7 @@ impl Node {
         }
         if closing
             && socket.expect.end == End::Open
-            && let Some(code) = socket.farewell
+            && let Some(Farewell(code)) = socket.farewell
         {
             socket.expect.close(code);
         }

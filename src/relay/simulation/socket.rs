@@ -22,6 +22,10 @@ pub enum Greeting {
     Silence,
 }
 
+/// How a client ended the connection: the code of the relay's close frame, if it has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Farewell(pub Option<u16>);
+
 /// See the module.
 pub struct Socket {
     /// Bytes the client sent and the relay has not read.
@@ -48,7 +52,7 @@ pub struct Socket {
     /// The client answers no ping.
     pub mute: bool,
     /// The close code the relay is to answer with to what the client ended the connection with.
-    pub farewell: Option<Option<u16>>,
+    pub farewell: Option<Farewell>,
     greeting: Greeting,
     answered: bool,
     pub expect: Expect,
@@ -95,9 +99,8 @@ impl Socket {
                 format!("[\"EVENT\",{json}]")
             }
             Sent::Req(name, wishes) => {
-                let filters: String =
-                    wishes.iter().map(|wish| format!(",{}", wish.json())).collect();
-                format!("[\"REQ\",{}{filters}]", NAMES[*name])
+                let filters: Vec<_> = wishes.iter().map(|wish| wish.json().to_string()).collect();
+                format!("[\"REQ\",{},{}]", NAMES[*name], filters.join(","))
             }
             Sent::BadReq(name) => format!("[\"REQ\",{},{{\"search\":\"x\"}}]", NAMES[*name]),
             Sent::Close(name) => format!("[\"CLOSE\",{}]", NAMES[*name]),

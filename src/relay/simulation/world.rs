@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::expect::{End, NAMES};
 use super::model::{Log, NoteIndex, Rng, Trace, note_of};
 use super::node::{BusMessage, Node, Outgoing};
-use super::socket::{Greeting, Socket, random_message};
+use super::socket::{Farewell, Greeting, Socket, random_message};
 use crate::relay::counters::Counters;
 use crate::relay::ports::{CommitBatch, Submission, Verdict};
 use crate::relay::session::{Phase, Stage};
@@ -305,7 +305,7 @@ impl World {
                     2 => node.break_socket(key),
                     3 if socket.may_speak() => {
                         socket.send_frame(true, Opcode::Close, &[0x03, 0xe8]);
-                        socket.farewell = Some(Some(1000));
+                        socket.farewell = Some(Farewell(Some(1000)));
                     }
                     _ => {}
                 }
@@ -394,23 +394,23 @@ fn say_goodbye(node: &mut Node, key: ConnectionKey, rng: &mut Rng) {
         _ if !socket.may_speak() => {}
         3 => {
             socket.send_frame(true, Opcode::Close, &[0x0f, 0xa0, b'!']);
-            socket.farewell = Some(Some(4000));
+            socket.farewell = Some(Farewell(Some(4000)));
         }
         4 => {
             socket.send_frame(true, Opcode::Close, &[]);
-            socket.farewell = Some(None);
+            socket.farewell = Some(Farewell(None));
         }
         5 => {
             socket.send_frame(true, Opcode::Binary, b"\x00");
-            socket.farewell = Some(Some(1003));
+            socket.farewell = Some(Farewell(Some(1003)));
         }
         6 => {
             socket.inbound.extend_from_slice(&[0x81, 0x00]);
-            socket.farewell = Some(Some(1002));
+            socket.farewell = Some(Farewell(Some(1002)));
         }
         7 => {
             socket.send_frame(true, Opcode::Text, b"[\"\xff\"]");
-            socket.farewell = Some(Some(1007));
+            socket.farewell = Some(Farewell(Some(1007)));
         }
         _ => {}
     }
