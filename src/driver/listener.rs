@@ -26,6 +26,7 @@ const BACKLOG: i32 = 1024;
 /// Bytes the kernel takes for a peer beyond what it can send, about: two batches. Without it a peer that
 /// never reads costs some 4 MiB of kernel memory, looks alive for as long as that lasts, and a ping waits
 /// behind it.
+#[allow(clippy::cast_possible_truncation)] // a batch is far below 4 GiB
 const NOT_SENT_BYTES_MAX: u32 = 2 * BATCH_BYTES_MAX as u32;
 
 /// Accepts of one wake before other tasks have their turn.
