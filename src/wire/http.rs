@@ -111,12 +111,11 @@ pub fn read_request(bytes: &[u8], endpoint: &str) -> Result<Option<(Request, usi
 }
 
 /// Whether the request line is a method, a target and something of HTTP: another version, then, and
-/// not a line that is malformed elsewhere.
+/// not a line that is malformed elsewhere. What follows is not looked at: it may not have come yet.
 fn names_a_version(head: &[u8]) -> bool {
     let line = head.trim_ascii_start().split(|byte| *byte == b'\r' || *byte == b'\n').next();
     let mut parts = line.unwrap_or_default().split(|byte| *byte == b' ');
-    let version = parts.nth(2).is_some_and(|part| part.starts_with(b"HTTP/"));
-    version && parts.next().is_none()
+    parts.nth(2).is_some_and(|part| part.starts_with(b"HTTP/"))
 }
 
 /// The parts of a head that decide.

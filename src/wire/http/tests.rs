@@ -103,6 +103,8 @@ fn each_bad_head_has_its_status() {
         (head("GET /", ""), 400),
         (head("GET", ""), 400),
         (head("GE T / HTTP/1.1", ""), 400),
+        (head("GET /a b HTTP/1.1", ""), 400),
+        (head("GET / HTTP/2.0 x", ""), 505),
         (head("GET /\u{1} HTTP/1.1", ""), 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400),
         (head("GET / HTTP/1.1", "No colon\r\n"), 400),
@@ -222,6 +224,9 @@ fn any_head() -> impl Strategy<Value = Vec<u8>> {
         "GET /x HTTP/1.1",
         "GET http://r/ HTTP/1.1",
         "GET / HTTP/1.0",
+        "GET / HTTP/2.0",
+        "GE T / HTTP/1.1",
+        "GET / HTTP/2.0 x",
         "GET",
         "",
         "\u{16}",
@@ -263,7 +268,7 @@ fn any_head() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
     fn cuts_change_nothing(
         bytes in any_head(),
