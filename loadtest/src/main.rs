@@ -11,6 +11,9 @@
 //! measured window and one module a scenario).
 
 #![forbid(unsafe_code)]
+// Figures: microseconds, bytes and counts far below the types' ends, on 64 bits.
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
+#![allow(clippy::float_cmp, clippy::unchecked_time_subtraction)]
 
 mod client;
 mod events;

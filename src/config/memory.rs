@@ -34,6 +34,9 @@ const RANGES_MAX: u64 = 16_384;
 const SLICE_BYTES: u64 = 256 << 10;
 /// Session, socket, timers and tables of one connection.
 const CONNECTION_BYTES: u64 = 1_024;
+/// Events of one connection awaiting verification (`relay::session`); the one that reaches the bound
+/// is still taken in.
+const VERIFY_BYTES_MAX: u64 = 1 << 20;
 /// Keys, dedupe and scratch of one shard.
 const SHARD_BYTES: u64 = 4 << 20;
 /// Events of one shard at the writer; one more may be on its way there.
@@ -58,6 +61,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
         per_connection: vec![
             ("session", CONNECTION_BYTES),
             ("message being read", message),
+            ("events to verify", VERIFY_BYTES_MAX + message),
             ("outbox", limits.outbox_bytes_max.into()),
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
@@ -147,7 +151,7 @@ mod tests {
             bound.total_bytes(),
             1_000 * bound.per_connection_bytes() + bound.shared_bytes()
         );
-        assert_eq!(bound.per_connection[2], ("outbox", 1 << 20));
+        assert_eq!(bound.per_connection[3], ("outbox", 1 << 20));
         let mut larger = config.clone();
         larger.limits.outbox_bytes_max += 5;
         assert_eq!(memory_bound(&larger, 1_000).total_bytes(), bound.total_bytes() + 5_000);

@@ -19,11 +19,11 @@ pub fn print(config: &Config) -> String {
     let mut section = "";
     for key in KEYS {
         let (of, name) = key.name.rsplit_once('.').unwrap_or(("", key.name));
-        if of != section {
+        if of == section {
+            out.push('\n');
+        } else {
             out.push_str(&format!("\n[{of}]\n"));
             section = of;
-        } else {
-            out.push('\n');
         }
         comment(&mut out, key.doc);
         comment(&mut out, &format!("Allowed: {}.", key.allowed));

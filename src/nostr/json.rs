@@ -96,7 +96,7 @@ pub struct Items<'t, 'i> {
     nodes: &'t [Node<'i>],
 }
 
-impl<'t, 'i> Items<'t, 'i> {
+impl Items<'_, '_> {
     /// Whether an object's key stands there twice.
     #[must_use]
     pub fn has_duplicate_key(&self) -> bool {

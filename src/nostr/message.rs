@@ -297,16 +297,17 @@ fn read_list<T: Ord>(
 }
 
 /// The answer to text that is not JSON. A client that sent an EVENT waits for an OK, so its id is
-/// looked for in the raw text; escapes cannot hide in 64 hex characters.
+/// looked for in the raw text; escapes cannot hide in 64 hex characters. The parser may have unescaped
+/// a content that quotes another event, so an id counts only where no other stands beside it.
 fn not_json(text: &[u8]) -> Refused {
-    let id = text
-        .trim_ascii_start()
-        .starts_with(b"[\"EVENT\"")
-        .then(|| text.windows(5).position(|window| window == b"\"id\":"))
-        .flatten()
-        .and_then(|at| text[at + 5..].trim_ascii_start().strip_prefix(b"\""))
-        .and_then(|rest| decode_hex32(rest.get(..64)?).filter(|_| rest.get(64) == Some(&b'"')));
-    match id {
+    const KEY: &[u8] = b"\"id\":";
+    let is_event = text.trim_ascii_start().starts_with(b"[\"EVENT\"");
+    let starts = (0..text.len()).filter(|at| is_event && text[*at..].starts_with(KEY));
+    let mut ids = starts.filter_map(|at| {
+        let rest = text[at + KEY.len()..].trim_ascii_start().strip_prefix(b"\"")?;
+        decode_hex32(rest.get(..64)?).filter(|_| rest.get(64) == Some(&b'"'))
+    });
+    match ids.next().filter(|id| ids.all(|other| other == *id)) {
         Some(id) => Refused::Event { id, reason: "invalid: not JSON".into() },
         None => Refused::message("not JSON"),
     }

@@ -14,6 +14,10 @@ pub mod message;
 pub mod nip11;
 pub mod parse;
 pub mod tag;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 
 pub use event::{Event, EventView, Id, Kind, KindClass, Pubkey};

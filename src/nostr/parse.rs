@@ -257,7 +257,7 @@ fn write_tags(
         json.push(b']');
         match (name.as_bytes(), first) {
             ([letter], Some(value)) if letter.is_ascii_alphabetic() => {
-                tag::pack(packed, *letter, value)
+                tag::pack(packed, *letter, value);
             }
             (b"-", _) => seen.protected = true,
             (b"expiration", Some(value)) if seen.expiration.is_none() => {

@@ -37,7 +37,7 @@ pub const CHUNK_EVENTS_MAX: usize = 1_000;
 /// Bytes of one chunk's events.
 pub const CHUNK_BYTES_MAX: usize = 32 << 20;
 /// How long the other side may take to accept bytes, or a relay to answer one chunk.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A client's first line.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

@@ -28,13 +28,14 @@ impl Shard {
         key: ConnectionKey,
         id: SubscriptionId,
         filters: Vec<Filter>,
+        now: Now,
     ) {
-        self.unsubscribe(key, &id);
+        self.unsubscribe(key, &id, now);
         let max = self.setup.limits.subscriptions_max as usize;
         let Some(session) = self.session(key) else { return };
         if session.subscriptions.len() >= max {
             let reason = format!("rate-limited: {max} subscriptions are open, the most allowed");
-            return self.refuse_subscription(key, &id, &reason);
+            return self.refuse_subscription(key, &id, &reason, now);
         }
         self.release_slot(key);
         self.counters.reqs += 1;
@@ -52,6 +53,7 @@ impl Shard {
             stage: if wants_stored { Stage::Scanning } else { Stage::Finishing },
             filters: self.index.insert(slot, &filters),
             snapshot: None,
+            live_ms: 0,
             stored: VecDeque::new(),
             live: VecDeque::new(),
             is_waiting: false,
@@ -66,7 +68,7 @@ impl Shard {
             self.effects.push_back(Effect::StartScan(ScanKey::new(slot, generation), query));
         } else {
             self.wait_turn(slot);
-            self.pump(key);
+            self.pump(key, now);
         }
     }
 
@@ -76,15 +78,16 @@ impl Shard {
         key: ConnectionKey,
         id: &SubscriptionId,
         reason: &str,
+        now: Now,
     ) {
-        self.unsubscribe(key, id);
+        self.unsubscribe(key, id, now);
         self.counters.subscriptions_refused += 1;
         self.reply(key, RelayMessage::Closed { subscription: id, text: reason });
     }
 
     /// Ends a subscription at its client's word, its unsent frames with it. If the relay has ended it
     /// before, its CLOSED goes too: behind a new REQ of the same id it would seem to answer that one.
-    pub(super) fn unsubscribe(&mut self, key: ConnectionKey, id: &SubscriptionId) {
+    pub(super) fn unsubscribe(&mut self, key: ConnectionKey, id: &SubscriptionId, now: Now) {
         let Some(session) = self.sessions.get(key.slot()).filter(|s| s.key == key) else { return };
         let found =
             session.subscriptions.iter().find(|slot| self.subscriptions[**slot as usize].is(id));
@@ -94,6 +97,8 @@ impl Shard {
         } else if let Some(session) = self.session(key) {
             session.outbox.purge_id(id);
         }
+        // The room that was theirs is for those who wait, and no batch may come to hand it on.
+        self.pump(key, now);
     }
 
     /// Lets one subscription go: index, stored query, queues, unsent frames.
@@ -194,7 +199,8 @@ impl Shard {
         self.fail_subscription(slot, "error: slow consumer");
     }
 
-    /// Ends the subscriptions whose oldest live event has waited too long for room.
+    /// Ends the subscriptions whose oldest live event has waited too long for room. Waiting for the
+    /// stored query does not count: a reader who takes that as fast as it comes is not slow.
     pub(super) fn end_slow_subscriptions(&mut self, now: Now) {
         let age_max = u64::from(self.setup.limits.live_queue_age_ms_max);
         let waiting = self.sessions.iter().flat_map(|(_, session)| session.waiting.iter().copied());
@@ -202,8 +208,9 @@ impl Shard {
             .filter(|slot| {
                 let subscription = &self.subscriptions[*slot as usize];
                 let oldest = subscription.live.front();
+                let since = oldest.map(|event| event.received_ms.max(subscription.live_ms));
                 subscription.stage == Stage::Live
-                    && oldest.is_some_and(|e| now.ms.saturating_sub(e.received_ms) >= age_max)
+                    && since.is_some_and(|ms| now.ms.saturating_sub(ms) >= age_max)
             })
             .collect();
         for slot in slow {
@@ -219,7 +226,7 @@ impl Shard {
     }
 
     /// Takes a slice of a stored query; whether the query is still wanted.
-    pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk) -> bool {
+    pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk, now: Now) -> bool {
         let Some(subscription) = self
             .subscriptions
             .get_mut(scan.slot())
@@ -252,7 +259,7 @@ impl Shard {
         }
         let key = subscription.connection;
         self.wait_turn(slot);
-        self.pump(key);
+        self.pump(key, now);
         true
     }
 
@@ -266,7 +273,7 @@ impl Shard {
     }
 
     /// Moves what waits in a connection's subscriptions into its outbox, while there is room.
-    pub(super) fn pump(&mut self, key: ConnectionKey) {
+    pub(super) fn pump(&mut self, key: ConnectionKey, now: Now) {
         let limits = self.setup.limits.clone();
         let (messages_max, bytes_max) =
             (limits.outbox_messages_max as usize, limits.outbox_bytes_max as usize);
@@ -305,6 +312,7 @@ impl Shard {
                         let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
                         session.outbox.push_stream(name, eose);
                         subscription.stage = Stage::Live;
+                        subscription.live_ms = now.ms;
                         subscription.stored = VecDeque::new();
                         moved = true;
                     }
@@ -411,7 +419,8 @@ mod tests {
         let verdicts = submitted.iter().map(|s| (s.ticket, Verdict::Stored)).collect();
         let stored = (first..).zip(submitted.into_iter().map(|s| s.event)).collect();
         let batch = CommitBatch { last_sequence: first + count - 1, stored, verdicts };
-        shard.handle_commit(&batch, NOW);
+        assert_eq!(shard.handle_commit(&batch, 0, u64::MAX, NOW), None);
+        assert_eq!(shard.last_sequence, first + count - 1);
     }
 
     fn submitted(shard: &mut Shard) -> Vec<Submission> {
@@ -469,7 +478,7 @@ mod tests {
         let submitted = submitted(&mut shard);
         commit(&mut shard, 8, submitted);
         let chunk = Chunk { snapshot: 7, done: true, ..Chunk::default() };
-        assert!(shard.handle_chunk(scan, chunk));
+        assert!(shard.handle_chunk(scan, chunk, NOW));
         let text = written(&mut shard, key);
         let (eose, live) = (text.find("EOSE").unwrap(), text.find(r#""created_at":5"#).unwrap());
         assert!(eose < live, "{text}");

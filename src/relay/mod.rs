@@ -12,8 +12,12 @@ pub mod outbox;
 pub mod policy;
 pub mod ports;
 mod receive;
+#[cfg(test)]
+mod scenarios;
 pub mod session;
 pub mod shard;
+#[cfg(test)]
+mod simulation;
 pub mod subscriptions;
 
 pub use limits::Limits;

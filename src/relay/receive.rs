@@ -154,10 +154,10 @@ impl Shard {
         match message {
             Ok(ClientMessage::Event(candidate)) => self.take_event(key, candidate, now),
             Ok(ClientMessage::Req { subscription, filters }) => {
-                self.subscribe(key, subscription, filters);
+                self.subscribe(key, subscription, filters, now);
             }
             Ok(ClientMessage::Close { subscription }) => {
-                self.unsubscribe(key, &subscription);
+                self.unsubscribe(key, &subscription, now);
                 self.release_slot(key);
             }
             Err(refused) => {
@@ -168,7 +168,7 @@ impl Shard {
                         self.reply(key, message);
                     }
                     Refused::Subscription { subscription, reason } => {
-                        self.refuse_subscription(key, &subscription, &reason);
+                        self.refuse_subscription(key, &subscription, &reason, now);
                     }
                     Refused::Message { reason } => {
                         self.reply(key, RelayMessage::Notice { text: &reason });

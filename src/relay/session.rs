@@ -214,6 +214,8 @@ pub(super) struct Subscription {
     pub(super) filters: Box<[u32]>,
     /// The last sequence number its stored query covers, once its first slice has come.
     pub(super) snapshot: Option<Sequence>,
+    /// When EOSE was queued, in milliseconds.
+    pub(super) live_ms: u64,
     /// Stored events of the last slice that found the outbox full.
     pub(super) stored: VecDeque<Bytes>,
     /// Live events that wait for EOSE or for room.

@@ -249,7 +249,7 @@ impl Shard {
     /// is out, nobody else may fill one: one write in flight per socket.
     pub fn fill(&mut self, key: ConnectionKey, batch: &mut Batch, now: Now) -> bool {
         // A purge may have made room for subscriptions that wait since the write was asked for.
-        self.pump(key);
+        self.pump(key, now);
         let Some(session) = self.session(key) else { return false };
         if session.writing || session.outbox.is_empty() {
             return false;
@@ -264,7 +264,7 @@ impl Shard {
         self.counters.frames_out += u64::from(batch.frames());
         self.counters.batches_out += 1;
         self.counters.bytes_out += batch.left() as u64;
-        self.pump(key);
+        self.pump(key, now);
         self.resume_if_credit(key, now);
         true
     }
@@ -296,16 +296,34 @@ impl Shard {
     }
 
     /// Takes one durable commit: answers this shard's submissions, delivers to its subscriptions.
-    pub fn handle_commit(&mut self, batch: &CommitBatch, now: Now) {
-        for (ticket, verdict) in &batch.verdicts {
-            if ticket.origin == self.setup.origin {
-                self.handle_verdict(*ticket, verdict);
+    ///
+    /// Begins at the stored event number `from` and stops once it has matched `deliveries_max`
+    /// subscriptions, so that a large commit with many listeners does not hold up the shard; returns the
+    /// number to go on at, before any other commit or slice is handed in, or `None` when it is done.
+    pub fn handle_commit(
+        &mut self,
+        batch: &CommitBatch,
+        from: usize,
+        deliveries_max: u64,
+        now: Now,
+    ) -> Option<usize> {
+        if from == 0 {
+            for (ticket, verdict) in &batch.verdicts {
+                if ticket.origin == self.setup.origin {
+                    self.handle_verdict(*ticket, verdict);
+                }
             }
         }
-        for (sequence, event) in &batch.stored {
-            self.publish(event, Some(*sequence), now);
+        let mut deliveries = 0;
+        for (at, (sequence, event)) in batch.stored.iter().enumerate().skip(from) {
+            if deliveries >= deliveries_max {
+                return Some(at);
+            }
+            deliveries += self.publish(event, Some(*sequence), now);
+            self.last_sequence = self.last_sequence.max(*sequence);
         }
         self.last_sequence = self.last_sequence.max(batch.last_sequence);
+        None
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
@@ -434,6 +452,7 @@ impl Shard {
             Phase::Draining | Phase::Closing { .. }
                 if late(session.phase_ms, limits.drain_ms_max) =>
             {
+                session.reason = CloseReason::Timeout;
                 self.remove(key);
             }
             Phase::Open if !session.paused => match session.pinged_ms {

@@ -209,16 +209,15 @@ fn handshake(bytes: &[u8]) -> Option<Request> {
 
 /// The path of a request target, in origin or absolute form (RFC 9112 §3.2), without its query.
 fn path_of(target: &str) -> Result<&str, HttpError> {
-    let path = if target.starts_with('/') {
-        target
-    } else {
-        let rest = target
-            .strip_prefix("http://")
-            .or_else(|| target.strip_prefix("ws://"))
-            .ok_or(HttpError::Malformed("malformed request target"))?;
-        rest.find('/').map_or("/", |at| &rest[at..])
-    };
-    Ok(path.split(['?', '#']).next().unwrap_or_default())
+    let target = target.split(['?', '#']).next().unwrap_or_default();
+    if target.starts_with('/') {
+        return Ok(target);
+    }
+    let rest = target
+        .strip_prefix("http://")
+        .or_else(|| target.strip_prefix("ws://"))
+        .ok_or(HttpError::Malformed("malformed request target"))?;
+    Ok(rest.find('/').map_or("/", |at| &rest[at..]))
 }
 
 fn contains(value: &[u8], wanted: &[u8]) -> bool {
@@ -246,3 +245,6 @@ pub fn respond(status: &str, content_type: &str, extra: &str, body: &str) -> Vec
 pub fn preflight() -> Vec<u8> {
     format!("HTTP/1.1 204 No Content\r\nConnection: close\r\n{CORS}\r\n").into_bytes()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! The command line from outside: the real binary, in directories of its own.
 
+#![allow(clippy::unwrap_used, clippy::format_collect)]
+
 mod support;
 
 mod beside;

@@ -167,6 +167,8 @@ impl Relay {
         let address =
             ready.split(' ').nth(2).and_then(|url| url.strip_prefix("ws://")).map(str::to_owned);
         let Some(address) = address else {
+            // It may be running all the same, and its standard error open.
+            let _ = child.kill();
             let mut err = String::new();
             child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
             panic!("no ready line but {ready:?}: {err}");

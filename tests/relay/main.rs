@@ -3,7 +3,13 @@
 //! One binary, so that linking is paid once. Every load is bounded in count and time, goes to
 //! 127.0.0.1, and what a test starts ends with it.
 
+#![allow(clippy::unwrap_used, clippy::cloned_ref_to_slice_refs)]
+
 mod bad_input;
+mod corpus;
+mod crash;
+mod layers;
 mod nip01;
 mod nip01_more;
+mod nostr_sdk;
 mod support;

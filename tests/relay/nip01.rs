@@ -279,8 +279,16 @@ fn ids_are_any_string(launch: Launch) {
     let server = launch.start();
     let mut client = server.connect();
     let names = [
-        "a\"b", "\\", "\u{0}", "\n\r\t", "\u{1f600}\u{1f468}\u{200d}\u{1f469}", " ", "]", "\",{}]",
-        "\u{7f}\u{2028}", "null",
+        "a\"b",
+        "\\",
+        "\u{0}",
+        "\n\r\t",
+        "\u{1f600}\u{1f468}\u{200d}\u{1f469}",
+        " ",
+        "]",
+        "\",{}]",
+        "\u{7f}\u{2028}",
+        "null",
     ];
     for name in names {
         client.req(name, &[Filter::default()]);

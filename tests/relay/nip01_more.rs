@@ -64,7 +64,9 @@ fn an_address_is_kind_author_and_d(launch: Launch) {
     let mut client = server.connect();
     let at = now() - 100;
     let version = |d: &str, at: u64| Draft::new(30_023, at).tag(["d", d]).sign(&author);
-    for d in ["", "a", "A", "a:b", "\u{1f600}", &*"f".repeat(64), &*"F".repeat(64), &*"x".repeat(300)] {
+    for d in
+        ["", "a", "A", "a:b", "\u{1f600}", &*"f".repeat(64), &*"F".repeat(64), &*"x".repeat(300)]
+    {
         client.publish_ok(&version(d, at));
         client.publish_ok(&version(d, at + 2));
         refused(&mut client, &version(d, at + 1), "duplicate");
@@ -160,8 +162,10 @@ fn a_deletion_takes_what_it_names(launch: Launch) {
     assert_eq!(watcher.stored("live"), []);
     let notes: Vec<_> = (0..4).map(|n| author.note(now() - n, &format!("note {n}"))).collect();
     notes.iter().for_each(|note| client.publish_ok(note));
-    let request =
-        Draft::new(5, now()).tag(["e", &notes[0].id]).tag(["e", &notes[1].id]).tag(["e", "nonsense"]);
+    let request = Draft::new(5, now())
+        .tag(["e", &notes[0].id])
+        .tag(["e", &notes[1].id])
+        .tag(["e", "nonsense"]);
     let request = request.tag(["k", "1"]).content("mistakes").sign(&author);
     client.publish_ok(&request);
     assert_eq!(watcher.live("live"), request, "a deletion is an event as any other");
@@ -238,9 +242,8 @@ fn what_has_expired_is_not_served(launch: Launch) {
     let server = launch.start();
     let author = Author::new(1);
     let mut client = server.connect();
-    let expiring = |at: u64| {
-        Draft::new(1, now()).tag(["expiration", &at.to_string()]).content(at.to_string())
-    };
+    let expiring =
+        |at: u64| Draft::new(1, now()).tag(["expiration", &at.to_string()]).content(at.to_string());
     refused(&mut client, &expiring(now()).sign(&author), "invalid");
     refused(&mut client, &expiring(1).sign(&author), "invalid");
     let soon = expiring(now() + 3).sign(&author);
@@ -294,7 +297,8 @@ fn control_characters_come_back(launch: Launch) {
     let mut client = server.connect();
     client.req("live", &[Filter::default()]);
     assert_eq!(client.stored("live"), []);
-    let all: String = (0..0x20_u8).map(char::from).chain("\u{7f}\u{80}\u{2028}\\/\"".chars()).collect();
+    let all: String =
+        (0..0x20_u8).map(char::from).chain("\u{7f}\u{80}\u{2028}\\/\"".chars()).collect();
     for (n, controls) in [(1, Controls::Verbatim), (2, Controls::Escaped)] {
         let event = Draft::new(1, now())
             .content(all.clone())

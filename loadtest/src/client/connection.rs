@@ -264,7 +264,10 @@ fn upgrade(stream: &mut TcpStream, url: &str) -> anyhow::Result<Vec<u8>> {
     if response.status() != 101 {
         bail!("the server answered {}", response.status());
     }
-    let accept = response.headers().get("sec-websocket-accept").map(|value| value.as_bytes());
+    let accept = response
+        .headers()
+        .get("sec-websocket-accept")
+        .map(tungstenite::http::HeaderValue::as_bytes);
     ensure!(
         accept == Some(derive_accept_key(key.as_bytes()).as_bytes()),
         "wrong Sec-WebSocket-Accept"
@@ -303,7 +306,7 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..reads {
             connection.receive(&mut buffer, |text| {
-                seen.push(String::from_utf8_lossy(text).into_owned())
+                seen.push(String::from_utf8_lossy(text).into_owned());
             })?;
         }
         Ok(seen)

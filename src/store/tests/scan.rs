@@ -203,6 +203,45 @@ proptest! {
 }
 
 #[test]
+fn an_export_goes_on_after_each_chunk_without_what_came_meanwhile_or_is_hidden() {
+    // Three chunks of a megabyte.
+    let text = "x".repeat(20_000);
+    let events: Vec<Event> =
+        (0..150).map(|n| event(id(1, n), 1, 1, 100 + u64::from(n) / 4, &[["x", &text]])).collect();
+    let mut expected: Vec<Id> = evaluate(&events, &[Filter::default()], 1000);
+    for reverse in [true, false] {
+        let (store, _dir) = store();
+        apply(&store, &events, 10);
+        let hidden = [
+            event(id(2, 0), 1, 1, 120, &[["expiration", "20"]]),
+            event(id(2, 1), 2, 1, 120, &[]),
+            event(id(2, 2), 2, 62, 120, &[["relay", URL]]),
+        ];
+        apply(&store, &hidden[..2], 10);
+        let mut exported = Vec::new();
+        let range = ExportRange { until: Some(200), reverse, ..ExportRange::default() };
+        apply(&store, &hidden[2..], 10);
+        let visited = store.export(range, 20, |exporting| {
+            if exported.is_empty() {
+                let everywhere = (90..150).map(|at| event(id(3, at), 3, 1, at.into(), &[]));
+                apply(&store, &everywhere.collect::<Vec<_>>(), 10);
+            }
+            exported.push(*exporting.id());
+            ControlFlow::Continue(())
+        });
+        assert_eq!(visited.unwrap(), 151);
+        assert!(exported.contains(&id(2, 2)));
+        exported.retain(|exported| *exported != id(2, 2));
+        assert_eq!(exported, expected);
+        expected.reverse();
+    }
+    let (store, _dir) = store();
+    apply(&store, &events, 10);
+    let stop = store.export(ExportRange::default(), 20, |_| ControlFlow::Break(()));
+    assert_eq!(stop.unwrap(), 1);
+}
+
+#[test]
 fn a_filter_that_matches_nothing_yields_empty_slices_until_it_is_done() {
     let (store, _dir) = store();
     let events: Vec<Event> =

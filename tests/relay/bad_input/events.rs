@@ -73,9 +73,26 @@ pub(super) fn cases() -> Vec<Case> {
 fn numbers() -> Vec<Case> {
     let mut cases = Vec::new();
     let bad = [
-        "1e9", "1.0", "-0", "-1", "01700000000", "18446744073709551616", "1e400", "\"1700000000\"",
-        "null", "true", "[1]", "{}", "1700000000.5", "+1", "0x10", "NaN", "Infinity", "1_000",
-        "1099511627776", "18446744073709551615",
+        "1e9",
+        "1.0",
+        "-0",
+        "-1",
+        "01700000000",
+        "18446744073709551616",
+        "1e400",
+        "\"1700000000\"",
+        "null",
+        "true",
+        "[1]",
+        "{}",
+        "1700000000.5",
+        "+1",
+        "0x10",
+        "NaN",
+        "Infinity",
+        "1_000",
+        "1099511627776",
+        "18446744073709551615",
     ];
     for value in bad {
         let raw = Raw { created_at: value.into(), ..Raw::new("t") };
@@ -92,9 +109,23 @@ fn numbers() -> Vec<Case> {
 fn shapes() -> Vec<Case> {
     let mut cases = Vec::new();
     let tags = [
-        "{}", "null", "\"\"", "1", "[[]]", "[\"e\"]", "[[1]]", "[[\"e\",1]]", "[[\"e\",null]]",
-        "[[[\"e\"]]]", "[{}]", "[null]", "[[\"t\",\"a\"],[]]", "[[\"t\",[\"a\"]]]", "[[\"t\"],]",
-        "[[\"t\",{}]]", "[[true]]",
+        "{}",
+        "null",
+        "\"\"",
+        "1",
+        "[[]]",
+        "[\"e\"]",
+        "[[1]]",
+        "[[\"e\",1]]",
+        "[[\"e\",null]]",
+        "[[[\"e\"]]]",
+        "[{}]",
+        "[null]",
+        "[[\"t\",\"a\"],[]]",
+        "[[\"t\",[\"a\"]]]",
+        "[[\"t\"],]",
+        "[[\"t\",{}]]",
+        "[[true]]",
     ];
     for value in tags {
         let raw = Raw { tags: value.into(), ..Raw::new("g") };
@@ -111,10 +142,19 @@ fn shapes() -> Vec<Case> {
         cases.push(message(format!("without {key}"), text, expected));
     }
     let (_, text) = Raw::new("missing").build();
-    cases.push(message("without id", text.replace("\"id\"", "\"no\""), Expected::Notice("invalid")));
+    cases.push(message(
+        "without id",
+        text.replace("\"id\"", "\"no\""),
+        Expected::Notice("invalid"),
+    ));
     for (key, value) in [
-        ("kind", "1"), ("content", "\"x\""), ("tags", "[]"), ("created_at", "1"), ("x", "1"),
-        ("sig", "\"\""), ("pubkey", "\"\""),
+        ("kind", "1"),
+        ("content", "\"x\""),
+        ("tags", "[]"),
+        ("created_at", "1"),
+        ("x", "1"),
+        ("sig", "\"\""),
+        ("pubkey", "\"\""),
     ] {
         let twice = format!(",\"{key}\":{value}");
         let after = if key == "x" { format!("{twice}{twice}") } else { twice };
@@ -137,13 +177,21 @@ fn shapes() -> Vec<Case> {
 fn strings() -> Vec<Case> {
     let mut cases = Vec::new();
     let bad = [
-        ("a raw NUL", "a\0b"), ("a raw newline", "a\nb"), ("a raw tab", "a\tb"),
-        ("a raw escape", "a\u{1b}b"), ("a raw unit separator", "a\u{1f}b"),
-        ("a lone high surrogate", "\\ud800"), ("a lone low surrogate", "\\udc00"),
-        ("two high surrogates", "\\ud83d\\ud83d"), ("surrogates in the wrong order", "\\udc00\\ud800"),
-        ("a high surrogate before text", "\\ud83dxyzabc"), ("an unknown escape", "\\x41"),
-        ("an escaped quote that ends the text", "\\"), ("a short unicode escape", "\\u12"),
-        ("an unicode escape that is not hex", "\\u12g4"), ("an upper-case escape", "\\N"),
+        ("a raw NUL", "a\0b"),
+        ("a raw newline", "a\nb"),
+        ("a raw tab", "a\tb"),
+        ("a raw escape", "a\u{1b}b"),
+        ("a raw unit separator", "a\u{1f}b"),
+        ("a lone high surrogate", "\\ud800"),
+        ("a lone low surrogate", "\\udc00"),
+        ("two high surrogates", "\\ud83d\\ud83d"),
+        ("surrogates in the wrong order", "\\udc00\\ud800"),
+        ("a high surrogate before text", "\\ud83dxyzabc"),
+        ("an unknown escape", "\\x41"),
+        ("an escaped quote that ends the text", "\\"),
+        ("a short unicode escape", "\\u12"),
+        ("an unicode escape that is not hex", "\\u12g4"),
+        ("an upper-case escape", "\\N"),
     ];
     for (name, content) in bad {
         cases.push(Raw::new(content).invalid(format!("content with {name}")));
@@ -153,13 +201,18 @@ fn strings() -> Vec<Case> {
     let raw = Raw { tags: "[[\"t\",\"a\0\"]]".into(), ..Raw::new("") };
     cases.push(raw.invalid("a tag with a raw NUL"));
     for controls in [Controls::Verbatim, Controls::Escaped] {
-        let content: String = (0..0x20_u8).map(char::from).chain("\u{7f}\u{2028}\"\\/".chars()).collect();
+        let content: String =
+            (0..0x20_u8).map(char::from).chain("\u{7f}\u{2028}\"\\/".chars()).collect();
         let event = Draft::new(1, now())
             .content(content.clone())
             .tag(["t", &content])
             .sign_over(&Author::new(1), controls);
         let expected = Expected::Ok(event.id.clone(), true, "");
-        cases.push(message(format!("control characters hashed {controls:?}"), event.message(), expected));
+        cases.push(message(
+            format!("control characters hashed {controls:?}"),
+            event.message(),
+            expected,
+        ));
     }
     let event = Author::new(1).note(now(), "a/b \u{1f600} \u{e9}");
     let text = event.message().replace("a/b", "a\\/b").replace('\u{1f600}', "\\ud83d\\uDE00");
@@ -220,7 +273,11 @@ fn hex() -> Vec<Case> {
         "[\"EVENT\",{{\"id\":\"{id}\",\"pubkey\":\"{not_a_point}\",\"created_at\":{now},\"kind\":1,\
          \"tags\":[],\"content\":\"\",\"sig\":\"{sig}\"}}]"
     );
-    cases.push(message("right id of a key not on the curve", text, Expected::Ok(id, false, "invalid")));
+    cases.push(message(
+        "right id of a key not on the curve",
+        text,
+        Expected::Ok(id, false, "invalid"),
+    ));
     cases
 }
 
@@ -251,7 +308,8 @@ fn texts() -> Vec<Case> {
 fn limits() -> Vec<Case> {
     let now = now();
     let at = |created_at: u64| Raw { created_at: created_at.to_string(), ..Raw::new("limits") };
-    let tags = |n: usize| Raw { tags: format!("[{}]", vec!["[\"t\"]"; n].join(",")), ..Raw::new("") };
+    let tags =
+        |n: usize| Raw { tags: format!("[{}]", vec!["[\"t\"]"; n].join(",")), ..Raw::new("") };
     let tag = |tag: &str| Raw { tags: format!("[{tag}]"), ..Raw::new("") };
     vec![
         at(now + AHEAD_S_MAX + 100).invalid("too far ahead"),

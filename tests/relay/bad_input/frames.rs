@@ -52,7 +52,11 @@ fn headers() -> Vec<Case> {
     cases.push(frames("fragmented binary", &binary, Expected::Close(Some(1003))));
     for payload in ["", "p", &"p".repeat(125)] {
         let expected = Expected::Pong(payload.as_bytes().to_vec());
-        cases.push(frames(format!("ping of {}", payload.len()), &[Frame::new(PING, payload)], expected));
+        cases.push(frames(
+            format!("ping of {}", payload.len()),
+            &[Frame::new(PING, payload)],
+            expected,
+        ));
     }
     cases.push(frames("pong nobody asked for", &[Frame::new(PONG, "x")], Expected::Nothing));
     cases.push(frames("empty text frame", &[Frame::new(TEXT, "")], Expected::Notice("invalid")));
@@ -112,13 +116,21 @@ fn utf8() -> Vec<Case> {
         cases.push(frames(format!("UTF-8: {name}"), &[Frame::new(TEXT, bytes)], expected));
         let expected = Expected::Close(Some(1007));
         let in_string = [b"[\"EVENT\",{\"content\":\"", bytes, b"\"}]"].concat();
-        cases.push(frames(format!("UTF-8 in a string: {name}"), &[Frame::new(TEXT, in_string)], expected));
+        cases.push(frames(
+            format!("UTF-8 in a string: {name}"),
+            &[Frame::new(TEXT, in_string)],
+            expected,
+        ));
     }
     let start = |bytes: &[u8]| Frame::new(TEXT, bytes).fragment();
     let end = |bytes: &[u8]| Frame::new(CONTINUATION, bytes);
     let expected = || Expected::Close(Some(1007));
     cases.push(frames("bad UTF-8 fails before its message ends", &[start(b"\xff")], expected()));
-    cases.push(frames("a character broken by fragments", &[start(b"\xe2\x82"), end(b"x")], expected()));
+    cases.push(frames(
+        "a character broken by fragments",
+        &[start(b"\xe2\x82"), end(b"x")],
+        expected(),
+    ));
     cases.push(frames("a character cut by the end", &[start(b"\xe2"), end(b"\x82")], expected()));
     let whole = [start(b"[\"REQ\",\"\xf0\x9f"), end(b"\x98\x80\",{\"limit\":0}]")];
     let expected = Expected::Eose("\u{1f600}".into());
@@ -150,17 +162,12 @@ fn lengths() -> Vec<Case> {
 }
 
 fn closes() -> Vec<Case> {
-    let close = |code: u16, reason: &[u8]| {
-        Frame::new(CLOSE, [&code.to_be_bytes()[..], reason].concat())
-    };
+    let close =
+        |code: u16, reason: &[u8]| Frame::new(CLOSE, [&code.to_be_bytes()[..], reason].concat());
     let mut cases = vec![
         protocol_error("a close of one byte", &[Frame::new(CLOSE, [3])]),
         frames("a close without a code", &[Frame::new(CLOSE, "")], Expected::Close(None)),
-        frames(
-            "a close with bad UTF-8",
-            &[close(1000, b"\xff")],
-            Expected::Close(Some(1007)),
-        ),
+        frames("a close with bad UTF-8", &[close(1000, b"\xff")], Expected::Close(Some(1007))),
         frames(
             "a close inside a message",
             &[Frame::new(TEXT, "[").fragment(), close(1000, b"")],
@@ -177,7 +184,11 @@ fn closes() -> Vec<Case> {
     }
     for code in [1000, 1001, 1002, 1003, 1007, 1011, 3000, 3999, 4000, 4999] {
         let expected = Expected::Close(Some(code));
-        cases.push(frames(format!("close code {code} is echoed"), &[close(code, b"why")], expected));
+        cases.push(frames(
+            format!("close code {code} is echoed"),
+            &[close(code, b"why")],
+            expected,
+        ));
     }
     cases
 }

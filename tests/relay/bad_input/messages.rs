@@ -105,7 +105,9 @@ fn filters() -> Vec<Case> {
     for filter in ["[]", "1", "\"x\"", "null", "true", "{\"limit\":0},1", "{\"limit\":0},null"] {
         cases.push(closed(filter, "invalid"));
     }
-    for key in ["search", "id", "author", "#", "#ee", "#1", "##", "#\u{e9}", "", "Kinds", "e", "until "] {
+    for key in
+        ["search", "id", "author", "#", "#ee", "#1", "##", "#\u{e9}", "", "Kinds", "e", "until "]
+    {
         cases.push(closed(&format!("{{\"{key}\":[\"x\"]}}"), "unsupported"));
     }
     cases.push(closed("{\"search\":\"nostr\",\"limit\":1}", "unsupported"));
@@ -121,7 +123,9 @@ fn filters() -> Vec<Case> {
         }
         cases.push(fine(&format!("{{\"{key}\":[]}}")));
     }
-    for value in ["1", "[\"1\"]", "[-1]", "[-0]", "[65536]", "[1.0]", "[1e0]", "[null]", "{}", "null"] {
+    for value in
+        ["1", "[\"1\"]", "[-1]", "[-0]", "[65536]", "[1.0]", "[1e0]", "[null]", "{}", "null"]
+    {
         cases.push(closed(&format!("{{\"kinds\":{value}}}"), "invalid"));
     }
     for key in ["since", "until", "limit"] {

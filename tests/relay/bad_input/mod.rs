@@ -162,7 +162,11 @@ fn attempt(server: &Server, case: &Case) -> Result<(), String> {
             let seen = raw.next();
             expect(&case.expected, &seen)?;
             let end = raw.next();
-            return if end == Seen::End { Ok(()) } else { Err(format!("after the close: {end:?}")) };
+            return if end == Seen::End {
+                Ok(())
+            } else {
+                Err(format!("after the close: {end:?}"))
+            };
         }
         Expected::Nothing => {}
         expected => expect(expected, &raw.next())?,

@@ -76,7 +76,11 @@ fn heads() -> Vec<Case> {
         status("a long field", field(&format!("X-A: {}", "a".repeat(9_000))), 431),
         status("a long target", get(&format!("GET /{} HTTP/1.1", "a".repeat(9_000))), 431),
         status("an endless head", "GET / HTTP/1.1\r\nX-A: ".to_owned() + &"a".repeat(8_200), 431),
-        status("65 fields", field(&(0..65).map(|n| format!("X-{n}: a")).collect::<Vec<_>>().join("\r\n")), 431),
+        status(
+            "65 fields",
+            field(&(0..65).map(|n| format!("X-{n}: a")).collect::<Vec<_>>().join("\r\n")),
+            431,
+        ),
         status("a head that never ends", "GET / HTTP/1.1\r\nHost: local", 408),
         status("nothing at all", "", 408),
         request("a field in Latin 1", field("X-A: caf\u{e9}"), Expected::Open),
@@ -111,11 +115,19 @@ fn handshakes() -> Vec<Case> {
         still_open("names in lower case", upgrade, "upgrade: websocket\r\n"),
         still_open("values in upper case", upgrade, "Upgrade: WebSocket\r\n"),
         still_open("several connection options", connection, "Connection: keep-alive, Upgrade\r\n"),
-        still_open("an extension nobody knows", key, &format!("{key}Sec-WebSocket-Extensions: x-y; z\r\n")),
+        still_open(
+            "an extension nobody knows",
+            key,
+            &format!("{key}Sec-WebSocket-Extensions: x-y; z\r\n"),
+        ),
         still_open("an origin", key, &format!("{key}Origin: https://example.com\r\n")),
         still_open("a query", "GET / ", "GET /?x=1 "),
         still_open("absolute form", "GET / ", "GET http://localhost/ "),
-        still_open("Accept of the document too", key, &format!("{key}Accept: application/nostr+json\r\n")),
+        still_open(
+            "Accept of the document too",
+            key,
+            &format!("{key}Accept: application/nostr+json\r\n"),
+        ),
     ]
 }
 
@@ -126,7 +138,11 @@ fn documents() -> Vec<Case> {
     };
     let document = "application/nostr+json";
     let mut parts = CORS.to_vec();
-    parts.extend(["Content-Type: application/nostr+json", "\"max_message_length\":", "\"limitation\""]);
+    parts.extend([
+        "Content-Type: application/nostr+json",
+        "\"max_message_length\":",
+        "\"limitation\"",
+    ]);
     let head = [&CORS[..], &["Content-Type: application/nostr+json"]].concat();
     vec![
         request("the document", with("GET", document), Expected::Http(200, parts.clone())),

@@ -13,11 +13,25 @@ use super::{Event, Filter, PATIENCE};
 /// What a relay says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    Ok { id: String, accepted: bool, text: String },
-    Event { subscription: String, event: Event },
-    Eose { subscription: String },
-    Closed { subscription: String, text: String },
-    Notice { text: String },
+    Ok {
+        id: String,
+        accepted: bool,
+        text: String,
+    },
+    Event {
+        subscription: String,
+        event: Event,
+    },
+    Eose {
+        subscription: String,
+    },
+    Closed {
+        subscription: String,
+        text: String,
+    },
+    Notice {
+        text: String,
+    },
     Pong(Vec<u8>),
     /// A close frame, with its code.
     Close(Option<u16>),

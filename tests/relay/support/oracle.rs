@@ -159,7 +159,9 @@ impl Verdict {
     /// Whether an OK says this.
     pub fn is(self, (accepted, text): &(bool, String)) -> bool {
         let prefix = text.split_once(": ").map_or("", |(prefix, _)| prefix);
-        *accepted == self.accepted && prefix == self.prefix && text.is_empty() == (prefix == "")
+        *accepted == self.accepted
+            && prefix == self.prefix
+            && text.is_empty() == (prefix.is_empty())
     }
 }
 

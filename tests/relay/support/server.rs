@@ -255,8 +255,19 @@ impl Server {
         self.signal(rustix::process::Signal::TERM);
         let status = self.wait(PATIENCE);
         let Some(status) = status else { panic!("SIGTERM did not end it:\n{}", self.stderr()) };
-        let rest: Vec<_> = self.lines.get_mut().expect("nobody panicked with it").try_iter().collect();
+        let rest: Vec<_> =
+            self.lines.get_mut().expect("nobody panicked with it").try_iter().collect();
         assert_eq!(rest, [""; 0], "stdout after the ready line");
+        status
+    }
+
+    /// As [`stop`](Self::stop); the data directory outlives the relay under another path.
+    pub fn stop_and_keep(self, kept: &Path) -> ExitStatus {
+        let data = self.data.clone();
+        self.signal(rustix::process::Signal::TERM);
+        let mut server = self;
+        let status = server.wait(PATIENCE).expect("SIGTERM ends it");
+        std::fs::rename(data, kept).expect("both are on one file system");
         status
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// How soon to look again when only other threads' progress can open the window.
 const LAG_RECHECK: Duration = Duration::from_micros(200);
-const FOREVER: Duration = Duration::from_secs(3600);
+const FOREVER: Duration = Duration::from_hours(1);
 
 pub struct Publisher<'a> {
     pub connection: Option<Connection>,

@@ -1,0 +1,189 @@
+//! Many frames → one write: what filling a batch costs, what writing it costs, and from which size
+//! on a payload is better chained than copied. CPU time of the sending thread, loopback TCP.
+//!
+//! `cargo bench --bench gather`. On loopback the sender's CPU pays for the receiving side of TCP too.
+
+mod support;
+
+use std::hint::black_box;
+use std::io::{IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::thread;
+
+use bytes::Bytes;
+use rheostr::nostr::SubscriptionId;
+use rheostr::relay::outbox::{Name, Outbox};
+use rheostr::wire::batch::Batch;
+use rheostr::wire::frame::{Opcode, write_header};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use support::Bench;
+
+/// A frame of 425 bytes: its header, `["EVENT","sub",`, the event and `]`.
+const EVENT_BYTES: usize = 405;
+const PREFIX: &[u8] = br#"["EVENT","sub",""#;
+
+/// A connection whose other end reads all it gets.
+fn connection() -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("loopback");
+    let (mut peer, _) = listener.accept().expect("a connection");
+    thread::spawn(move || {
+        let mut buffer = vec![0; 256 << 10];
+        while matches!(peer.read(&mut buffer), Ok(count) if count > 0) {}
+    });
+    stream.set_nodelay(true).expect("an open socket");
+    stream
+}
+
+/// Sends all of `slices`; the socket blocks, so this is one call but for signals.
+fn send_all(stream: &TcpStream, slices: &mut [IoSlice<'_>]) {
+    let mut rest = slices;
+    while !rest.is_empty() {
+        let count =
+            sendmsg(stream.as_fd(), rest, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+                .expect("the peer reads");
+        IoSlice::advance_slices(&mut rest, count);
+    }
+}
+
+fn send_batch(stream: &TcpStream, batch: &Batch) {
+    let mut slices: Vec<_> = batch.unwritten().map(IoSlice::new).collect();
+    send_all(stream, &mut slices);
+}
+
+fn fill(
+    outbox: &mut Outbox,
+    name: &std::rc::Rc<Name>,
+    event: &Bytes,
+    frames: usize,
+    batch: &mut Batch,
+) {
+    for _ in 0..frames {
+        outbox.push_event(name, event.clone());
+    }
+    batch.clear();
+    black_box(outbox.fill(batch));
+    assert_eq!(batch.frames() as usize, frames);
+}
+
+fn filling(bench: &mut Bench) {
+    let name = Name::new(SubscriptionId::new("sub").expect("short"));
+    let event = Bytes::from(vec![b'x'; EVENT_BYTES]);
+    let (mut outbox, mut batch) = (Outbox::default(), Batch::default());
+    for frames in [1, 16, 64] {
+        let (measured, floor) = (
+            format!("outbox and fill, {frames} frames"),
+            format!("floor: copy of {frames} frames"),
+        );
+        bench.measure(&measured, frames, || fill(&mut outbox, &name, &event, frames, &mut batch));
+        let mut copy = Vec::new();
+        bench.measure(&floor, frames, || {
+            copy.clear();
+            (0..frames).for_each(|_| copy.extend_from_slice(black_box(&event)));
+            black_box(&copy);
+        });
+        bench.compare(&measured, &floor);
+    }
+}
+
+fn sending(bench: &mut Bench) {
+    let name = Name::new(SubscriptionId::new("sub").expect("short"));
+    let event = Bytes::from(vec![b'x'; EVENT_BYTES]);
+    let mut stream = connection();
+    for frames in [1, 16, 64] {
+        let (mut outbox, mut batch) = (Outbox::default(), Batch::default());
+        let names = ["fill and sendmsg", "a send a frame", "floor: one send, prebuilt"]
+            .map(|what| format!("{what}, {frames} frames"));
+        bench.measure(&names[0], frames, || {
+            fill(&mut outbox, &name, &event, frames, &mut batch);
+            send_batch(&stream, &batch);
+        });
+        let built: Vec<u8> = batch.unwritten().flatten().copied().collect();
+        let one = built.len() / frames;
+        bench.measure(&names[1], frames, || {
+            built.chunks(one).for_each(|frame| stream.write_all(frame).expect("the peer reads"));
+        });
+        bench.measure(&names[2], frames, || stream.write_all(&built).expect("the peer reads"));
+        bench.compare(&names[0], &names[2]);
+        bench.compare(&names[1], &names[2]);
+    }
+}
+
+/// One batch of `frames` payloads, both ways; as `wire::batch` builds them, but for the threshold.
+fn copying_and_chaining(bench: &mut Bench) {
+    let stream = connection();
+    let mut table = Vec::new();
+    for payload in [256, 512, 768, 1_024, 1_536, 2_048, 4_096, 8_192, 16_384, 65_536] {
+        let frames = (BATCH_BYTES / payload).clamp(1, 16);
+        // Events lie apart in memory, and more of them than the nearest cache holds.
+        let events: Vec<_> = (0..4 * frames).map(|_| Bytes::from(vec![b'x'; payload])).collect();
+        let mut scratch = Vec::new();
+        let mut turn = 0;
+        let names = ["copy", "chain", "batch"].map(|what| format!("{what} {frames} x {payload}"));
+        bench.measure(&names[0], frames, || {
+            turn = (turn + 1) % 4;
+            scratch.clear();
+            for event in &events[turn * frames..][..frames] {
+                write_header(&mut scratch, Opcode::Text, PREFIX.len() + payload + 1);
+                scratch.extend_from_slice(PREFIX);
+                scratch.extend_from_slice(event);
+                scratch.push(b']');
+            }
+            send_all(&stream, &mut [IoSlice::new(&scratch)]);
+        });
+        bench.measure(&names[1], frames, || {
+            turn = (turn + 1) % 4;
+            scratch.clear();
+            let mut ends = Vec::with_capacity(frames);
+            for _ in 0..frames {
+                // As in a batch: one piece holds the `]` of a frame and the header of the next.
+                if !scratch.is_empty() {
+                    scratch.push(b']');
+                }
+                write_header(&mut scratch, Opcode::Text, PREFIX.len() + payload + 1);
+                scratch.extend_from_slice(PREFIX);
+                ends.push(scratch.len());
+            }
+            let shared = events[turn * frames..][..frames].to_vec();
+            let mut slices = Vec::with_capacity(2 * frames + 1);
+            let mut from = 0;
+            for (to, event) in ends.iter().zip(&shared) {
+                slices.extend([IoSlice::new(&scratch[from..*to]), IoSlice::new(event)]);
+                from = *to;
+            }
+            slices.push(IoSlice::new(b"]"));
+            send_all(&stream, &mut slices);
+        });
+        let mut batch = Batch::default();
+        bench.measure(&names[2], frames, || {
+            turn = (turn + 1) % 4;
+            batch.clear();
+            for event in &events[turn * frames..][..frames] {
+                batch.push_frame(Opcode::Text, PREFIX, event, b"]");
+            }
+            send_batch(&stream, &batch);
+        });
+        let [Some(copy), Some(chain), Some(batch)] = names.map(|name| bench.best(&name)) else {
+            continue;
+        };
+        table.push((payload, frames, copy, chain, batch));
+    }
+    println!("payload  frames  copy ns  chain ns  batch ns  chain/copy");
+    for (payload, frames, copy, chain, batch) in table {
+        let ratio = chain / copy;
+        println!(
+            "{payload:>7}  {frames:>6}  {copy:>7.0}  {chain:>8.0}  {batch:>8.0}  {ratio:>10.2}"
+        );
+    }
+}
+
+/// As much as one batch takes.
+const BATCH_BYTES: usize = 128 << 10;
+
+fn main() {
+    let mut bench = Bench::new(40);
+    filling(&mut bench);
+    sending(&mut bench);
+    copying_and_chaining(&mut bench);
+}

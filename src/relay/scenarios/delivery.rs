@@ -1,0 +1,253 @@
+//! Answers and subscriptions: credit, turns, high water, slow readers.
+
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn a_connection_without_a_free_reply_slot_is_not_read_until_half_are_free() {
+    let mut relay = Relay::new(Limits { replies_max: 4, ..Limits::default() });
+    let key = relay.connect();
+    for n in 0..3 {
+        assert_eq!(relay.say(key, &format!("[\"{n}\"]")), Reading::Ready);
+    }
+    let two = [masked(Opcode::Text, b"[\"4\"]"), masked(Opcode::Text, b"[\"5\"]")].concat();
+    assert_eq!(relay.send(key, &two), Reading::Paused);
+    assert_eq!(relay.core.reading(key), Reading::Paused);
+    assert_eq!(relay.core.counters().reads_paused, 1);
+    assert_eq!(frames(&relay.fill(key).unwrap()).len(), 4);
+    let resumed = relay.take(|effect| matches!(effect, Effect::ResumeRead(_)).then_some(()));
+    assert_eq!(resumed.len(), 1, "told once");
+    relay.written(key);
+    assert_eq!(relay.core.handle_resumed(key, relay.now), Reading::Ready);
+    assert_eq!(relay.hear(key).len(), 1);
+}
+
+#[test]
+fn messages_without_an_answer_need_no_slot_for_long() {
+    let mut relay = Relay::new(Limits { replies_max: 1, ..Limits::default() });
+    let key = relay.connect();
+    for _ in 0..3 {
+        assert_eq!(relay.say(key, LIVE), Reading::Ready);
+        assert_eq!(relay.say(key, r#"["CLOSE","s"]"#), Reading::Ready);
+    }
+    assert_eq!(relay.say(key, LIVE), Reading::Ready);
+    assert_eq!(relay.hear(key), [EOSE]);
+}
+
+#[test]
+fn a_stored_query_pauses_at_high_water_and_goes_on_when_its_slice_has_left() {
+    let mut relay = Relay::new(Limits { outbox_messages_max: 4, ..Limits::default() });
+    let key = relay.connect();
+    relay.say(key, r#"["REQ","s",{}]"#);
+    let scan = relay.scans()[0];
+    relay.chunk(scan, &events(10), false);
+    assert!(relay.scans().is_empty(), "four wait in the outbox, six behind them");
+    let mut sizes = Vec::new();
+    while let Some(bytes) = relay.fill(key) {
+        sizes.push(frames(&bytes).len());
+        let resumed = relay.scans().len();
+        assert_eq!(resumed, usize::from(sizes.len() == 2), "the slice has moved on: {sizes:?}");
+        relay.written(key);
+    }
+    assert_eq!(sizes, [4, 4, 2]);
+    relay.chunk(scan, &[], true);
+    assert_eq!(relay.hear(key), [EOSE]);
+}
+
+#[test]
+fn too_many_waiting_events_end_the_subscription_and_not_the_connection() {
+    let limits = Limits { outbox_messages_max: 2, live_queue_events_max: 3, ..Limits::default() };
+    let mut relay = Relay::new(limits);
+    let key = relay.connect();
+    relay.say(key, LIVE);
+    assert_eq!(relay.hear(key), [EOSE]);
+    let events = events(7);
+    events[..5].iter().for_each(|event| relay.publish(event));
+    assert_eq!(relay.core.counters().subscriptions_slow, 0);
+    relay.publish(&events[5]);
+    relay.publish(&events[6]);
+    assert_eq!(relay.hear(key), [SLOW]);
+    let counters = relay.core.counters();
+    assert_eq!((counters.subscriptions_slow, counters.subscriptions), (1, 0));
+    assert_eq!((counters.matched_live, counters.abandoned_live), (6, 4));
+    assert_eq!((counters.delivered_live, counters.purged_events), (2, 2));
+    relay.say(key, LIVE);
+    relay.publish(&event("again"));
+    assert_eq!(relay.hear(key), [EOSE, r#"s "again""#]);
+}
+
+#[test]
+fn an_event_that_waits_too_long_ends_its_subscription_only() {
+    let mut relay = Relay::new(Limits { outbox_messages_max: 2, ..Limits::default() });
+    let (slow, quick) = (relay.connect(), relay.connect());
+    for key in [slow, quick] {
+        relay.say(key, LIVE);
+        assert_eq!(relay.hear(key), [EOSE]);
+    }
+    for event in events(5) {
+        relay.publish(&event);
+        assert_eq!(relay.hear(quick).len(), 1);
+    }
+    relay.pass(2_999);
+    assert_eq!(relay.core.counters().subscriptions_slow, 0);
+    relay.pass(1);
+    assert_eq!(relay.hear(slow), [SLOW]);
+    relay.publish(&event("more"));
+    assert_eq!(relay.hear(quick), [r#"s "more""#]);
+}
+
+#[test]
+fn a_reader_who_keeps_up_is_not_slow_however_long_the_stored_query_took() {
+    let mut relay = Relay::new(Limits { outbox_messages_max: 2, ..Limits::default() });
+    let key = relay.connect();
+    relay.say(key, r#"["REQ","s",{}]"#);
+    let scan = relay.scans()[0];
+    relay.chunk(scan, &events(2), false);
+    for n in 0..4 {
+        relay.publish(&event(&format!("live {n}")));
+    }
+    // A long query, read as fast as it comes.
+    for _ in 0..10 {
+        relay.pass(1_000);
+        assert_eq!(relay.hear(key).len(), 2);
+        relay.chunk(scan, &events(2), false);
+    }
+    assert_eq!(relay.hear(key).len(), 2);
+    relay.chunk(scan, &[], true);
+    // EOSE and the first live event fill the outbox; the rest has not waited for the reader yet.
+    relay.pass(250);
+    relay.pass(250);
+    let live: Vec<_> = (0..4).map(|n| format!("s \"live {n}\"")).collect();
+    assert_eq!(relay.hear(key), [&[EOSE.to_owned()], &live[..]].concat());
+    assert_eq!(relay.core.counters().subscriptions_slow, 0);
+}
+
+#[test]
+fn the_room_of_a_closed_subscription_is_handed_on() {
+    let mut relay = Relay::new(Limits { outbox_messages_max: 1, ..Limits::default() });
+    let key = relay.connect();
+    for name in ["a", "b"] {
+        relay.say(key, &format!("[\"REQ\",\"{name}\",{{\"limit\":0}}]"));
+    }
+    assert_eq!(relay.hear(key).len(), 2);
+    relay.publish(&event("hello"));
+    relay.say(key, r#"["CLOSE","a"]"#);
+    assert_eq!(relay.hear(key), [r#"b "hello""#]);
+}
+
+#[test]
+fn a_closed_that_has_not_left_does_not_answer_the_next_req() {
+    let limits = Limits { outbox_messages_max: 1, live_queue_events_max: 1, ..Limits::default() };
+    let mut relay = Relay::new(limits);
+    let key = relay.connect();
+    relay.say(key, LIVE);
+    assert_eq!(relay.hear(key), [EOSE]);
+    events(3).iter().for_each(|event| relay.publish(event));
+    assert_eq!(relay.core.counters().subscriptions_slow, 1);
+    relay.say(key, LIVE);
+    assert_eq!(relay.hear(key), [EOSE]);
+}
+
+#[test]
+fn each_verdict_has_its_ok() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    let cases = [
+        (Verdict::Stored, "true,\"\""),
+        (Verdict::Duplicate, "true,\"duplicate: already stored\""),
+        (Verdict::Superseded, "false,\"duplicate: a newer version is stored\""),
+        (Verdict::Deleted, "false,\"blocked: its deletion was requested\""),
+        (Verdict::Vanished, "false,\"blocked: its author asked to vanish\""),
+        (Verdict::Expired, "false,\"invalid: event has expired\""),
+        (Verdict::Failed("disk".into()), "false,\"error: the event could not be stored\""),
+    ];
+    for (n, (verdict, answer)) in cases.into_iter().enumerate() {
+        let draft = Draft::saying(&n.to_string());
+        relay.say(key, &json!(["EVENT", draft.event()]).to_string());
+        let submitted = relay.verify();
+        assert_eq!((submitted.len(), relay.hear(key).len()), (1, 0), "no OK before the verdict");
+        relay.judge(&submitted[0], verdict);
+        let ok = format!("[\"OK\",\"{}\",{answer}]", id(draft.candidate().event()));
+        assert_eq!(relay.hear(key), [ok]);
+    }
+}
+
+#[test]
+fn an_ephemeral_event_is_answered_when_every_shard_has_spoken() {
+    let mut relay = Relay::with_shards(Limits::default(), 3);
+    let key = relay.connect();
+    for (counts, heard) in [([0, 0], false), ([0, 2], true)] {
+        let draft = Draft { kind: 20_001, ..Draft::default() };
+        relay.say(key, &json!(["EVENT", draft.event()]).to_string());
+        relay.core.verify(9, relay.now);
+        let token = relay.take(|effect| match effect {
+            Effect::PublishEphemeral { token, .. } => Some(token),
+            _ => None,
+        })[0];
+        relay.core.handle_heard(token, counts[0]);
+        assert!(relay.fill(key).is_none());
+        relay.core.handle_heard(token, counts[1]);
+        let text = if heard { "true,\"\"" } else { "false,\"mute: nobody was listening\"" };
+        let ok = format!("[\"OK\",\"{}\",{text}]", id(draft.candidate().event()));
+        assert_eq!(relay.hear(key), [ok]);
+    }
+}
+
+#[test]
+fn connections_take_turns_at_verification() {
+    let mut relay = Relay::new(Limits::default());
+    let keys = [relay.connect(), relay.connect()];
+    for (n, key) in keys.into_iter().enumerate() {
+        for m in 0..3 {
+            let draft = Draft::saying(&format!("{n}{m}"));
+            relay.say(key, &json!(["EVENT", draft.event()]).to_string());
+        }
+    }
+    assert_eq!(relay.core.counters().verify_waiting, 6);
+    assert!(relay.core.verify(4, relay.now), "two more wait");
+    let contents: Vec<_> = relay
+        .take(|effect| match effect {
+            Effect::Submit(submission) => Some(submission.event),
+            _ => None,
+        })
+        .iter()
+        .map(|event| serde_json::from_slice::<serde_json::Value>(&event.json()).unwrap())
+        .map(|event| event["content"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(contents, ["00", "10", "01", "11"]);
+}
+
+#[test]
+fn a_wrong_signature_is_told_apart_from_a_wrong_id() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    let mut forged = Draft::default().event();
+    forged["sig"] = Draft::saying("other").event()["sig"].clone();
+    relay.say(key, &json!(["EVENT", forged]).to_string());
+    assert!(relay.verify().is_empty());
+    assert!(relay.hear(key)[0].ends_with(r#"false,"invalid: signature is wrong"]"#));
+    assert_eq!(relay.core.counters().events_bad_signature, 1);
+}
+
+#[test]
+fn one_subscription_more_than_allowed_is_refused_and_a_replacement_is_not() {
+    let mut relay = Relay::new(Limits { subscriptions_max: 2, ..Limits::default() });
+    let key = relay.connect();
+    for name in ["a", "b", "a", "c"] {
+        relay.say(key, &format!("[\"REQ\",\"{name}\",{{\"limit\":0}}]"));
+    }
+    let refused = r#"["CLOSED","c","rate-limited: 2 subscriptions are open, the most allowed"]"#;
+    assert_eq!(relay.hear(key), [refused, r#"["EOSE","b"]"#, r#"["EOSE","a"]"#]);
+}
+
+#[test]
+fn a_pong_overtakes_what_waits() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    relay.say(key, LIVE);
+    relay.say(key, "[\"junk\"]");
+    relay.frame(key, Opcode::Ping, b"now");
+    let heard = relay.hear(key);
+    assert_eq!((heard[0].as_str(), heard[2].as_str()), ("pong now", EOSE));
+}

@@ -1,0 +1,148 @@
+//! How connections end: deadlines, shutdown, one HTTP exchange.
+
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn a_client_that_stops_sending_still_gets_the_rest_of_its_answer() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.core.handle_accept(true, relay.now);
+    relay.send(key, b"GET / HTTP/1.1\r\nHost: r\r\n\r\n");
+    assert!(relay.fill(key).is_some());
+    relay.core.handle_eof(key, relay.now);
+    assert!(!relay.was_released(key), "a batch is with the socket");
+    relay.written(key);
+    assert!(relay.was_released(key));
+}
+
+#[test]
+fn a_socket_that_takes_nothing_is_ended_and_one_that_takes_a_little_is_not() {
+    let mut relay = Relay::new(Limits::default());
+    let (stalled, slow) = (relay.connect(), relay.connect());
+    for key in [stalled, slow] {
+        relay.say(key, LIVE);
+        assert!(relay.fill(key).is_some());
+    }
+    relay.pass(9_999);
+    relay.core.handle_progress(slow, relay.now);
+    relay.pass(1);
+    assert!(relay.was_released(stalled));
+    relay.pass(9_998);
+    assert_eq!(relay.core.reading(slow), Reading::Ready);
+    relay.pass(1);
+    assert!(relay.was_released(slow));
+    assert_eq!(relay.core.counters().closed_stalled, 2);
+    assert_eq!(relay.core.counters().subscriptions, 0);
+}
+
+#[test]
+fn a_quiet_connection_is_pinged_and_a_silent_one_ended() {
+    let mut relay = Relay::new(Limits::default());
+    let (quiet, silent) = (relay.connect(), relay.connect());
+    relay.pass(29_999);
+    assert!(relay.fill(quiet).is_none());
+    relay.pass(1);
+    for key in [quiet, silent] {
+        assert_eq!(relay.hear(key), ["ping"]);
+    }
+    relay.pass(59_999);
+    relay.frame(quiet, Opcode::Pong, b"");
+    relay.pass(1);
+    assert!(relay.was_released(silent));
+    assert_eq!(relay.core.counters().closed_silent, 1);
+    relay.pass(30_000);
+    assert_eq!(relay.hear(quiet), ["ping"], "from the pong on");
+}
+
+#[test]
+fn a_request_that_does_not_come_is_answered_408() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.core.handle_accept(true, relay.now);
+    relay.send(key, b"GET / HT");
+    relay.pass(5_000);
+    assert!(relay.hear_raw(key).starts_with(b"HTTP/1.1 408 "));
+    let finished =
+        relay.take(|effect| matches!(effect, Effect::Finish(k) if k == key).then_some(()));
+    assert_eq!(finished.len(), 1);
+    relay.pass(4_999);
+    assert!(!relay.was_released(key));
+    relay.pass(1);
+    assert!(relay.was_released(key));
+    assert_eq!(relay.core.counters().closed_timeout, 1);
+}
+
+#[test]
+fn who_does_not_finish_closing_is_counted_as_late() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    relay.frame(key, Opcode::Close, &[0x03, 0xe8]);
+    assert_eq!(relay.hear(key), ["close 1000 "]);
+    relay.pass(5_000);
+    assert!(relay.was_released(key));
+    let counters = relay.core.counters();
+    assert_eq!((counters.closed_timeout, counters.closed_by_client), (1, 0));
+}
+
+#[test]
+fn shutdown_sends_what_is_owed_before_it_says_goodbye() {
+    let mut relay = Relay::new(Limits { outbox_messages_max: 2, ..Limits::default() });
+    let key = relay.connect();
+    let idle = relay.connect();
+    let draft = Draft::saying("mine");
+    relay.say(key, &json!(["EVENT", draft.event()]).to_string());
+    let submitted = relay.verify();
+    relay.say(key, LIVE);
+    assert_eq!(relay.hear(key), [EOSE]);
+    events(5).iter().for_each(|event| relay.publish(event));
+    relay.core.handle_shutdown(relay.now);
+    relay.publish(&event("too late"));
+    assert_eq!(relay.say(key, LIVE), Reading::Ready, "nothing more is read");
+    assert_eq!(relay.hear(idle), ["close 1001 relay is stopping"]);
+    let queued: Vec<_> = (0..5).map(|n| format!("s \"{n}\"")).collect();
+    assert_eq!(relay.hear(key), queued);
+    relay.judge(&submitted[0], Verdict::Stored);
+    let ok = format!("[\"OK\",\"{}\",true,\"\"]", id(draft.candidate().event()));
+    assert_eq!(relay.hear(key), [ok.as_str(), "close 1001 relay is stopping"]);
+    relay.core.handle_eof(key, relay.now);
+    relay.core.handle_eof(idle, relay.now);
+    assert!(relay.core.is_done());
+    assert_eq!(relay.core.counters().closed_shutdown, 2);
+}
+
+#[test]
+fn who_does_not_read_the_goodbye_is_left_behind() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    relay.core.handle_shutdown(relay.now);
+    assert!(relay.fill(key).is_some());
+    relay.pass(4_999);
+    assert!(!relay.core.is_done());
+    relay.pass(1);
+    assert!(relay.was_released(key) && relay.core.is_done());
+    assert_eq!(relay.core.counters().closed_timeout, 1);
+}
+
+#[test]
+fn http_exchanges_end_with_their_answer() {
+    let mut relay = Relay::new(Limits::default());
+    let nostr = "Accept: application/nostr+json\r\n";
+    let cases = [
+        (true, "GET / HTTP/1.1\r\nHost: r\r\n\r\n".to_owned(), "200", "<p>hello"),
+        (true, format!("GET / HTTP/1.1\r\nHost: r\r\n{nostr}\r\n"), "200", r#"{"name":"r"}"#),
+        (true, format!("HEAD / HTTP/1.1\r\nHost: r\r\n{nostr}\r\n"), "200", "\r\n\r\n"),
+        (true, "GET /x HTTP/1.1\r\nHost: r\r\n\r\n".to_owned(), "404", "one address\n"),
+        (false, HANDSHAKE.to_owned(), "503", "too many connections\n"),
+    ];
+    for (room, request, status, end) in cases {
+        let key = relay.core.handle_accept(room, relay.now);
+        relay.send(key, request.as_bytes());
+        let answer = String::from_utf8(relay.hear_raw(key)).unwrap();
+        assert_eq!(&answer[9..12], status);
+        assert!(answer.ends_with(end), "{answer}");
+        relay.core.handle_eof(key, relay.now);
+        assert!(relay.was_released(key));
+    }
+    let counters = relay.core.counters();
+    assert_eq!((counters.closed_http, counters.closed_full), (4, 1));
+}

@@ -1,0 +1,292 @@
+//! What one connection is owed, and whether what leaves for it is that.
+//!
+//! Judged when a batch is filled, against what the relay has handled until then: a frame that is
+//! allowed in a batch is on its way, whatever the client says later.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde_json::Value;
+
+use super::model::{NoteIndex, Wish, note_of, pool};
+use crate::nostr::tag::decode_hex32;
+use crate::relay::ports::Sequence;
+use crate::wire::frame::Opcode;
+
+/// The subscription ids clients use, as JSON text.
+pub const NAMES: [&str; 5] = [
+    r#""a""#,
+    r#""b""#,
+    r#""q\"uo\\te""#,
+    "\"é😀\"",
+    r#""sixty-four-characters-are-the-most-an-id-may-have-and-these-are-""#,
+];
+
+/// A message a client has sent.
+#[derive(Debug)]
+pub enum Sent {
+    Event(NoteIndex),
+    /// An event whose id is not its hash.
+    Forged(NoteIndex),
+    Req(usize, Vec<Wish>),
+    /// A REQ with a filter nobody knows.
+    BadReq(usize),
+    Close(usize),
+    /// No message at all.
+    Junk,
+}
+
+/// How far the end of a connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum End {
+    #[default]
+    Open,
+    /// The relay stops; what it had queued is still owed.
+    Draining,
+    /// What was answered still comes, then the close frame.
+    Closing,
+    /// The close frame has left.
+    Closed,
+}
+
+/// One subscription as the client sees it.
+#[derive(Debug, Default)]
+pub struct Sub {
+    pub wishes: Vec<Wish>,
+    /// The last sequence number the stored query covers, once its first slice was read.
+    pub snapshot: Option<Sequence>,
+    /// The stored query's result, once its first slice was read.
+    pub stored: Vec<NoteIndex>,
+    stored_got: usize,
+    eose: bool,
+    /// Live events not yet on their way.
+    live: VecDeque<NoteIndex>,
+    /// Stored events may be missing: the query was stopped.
+    stopped: bool,
+    /// The relay has ended it; CLOSED is queued.
+    pub ended: bool,
+}
+
+impl Sub {
+    fn has_scan(&self) -> bool {
+        self.wishes.iter().any(Wish::wants_stored)
+    }
+
+    /// Whether the event is one for the live part: after what the stored query saw.
+    fn wants_live(&self, note: NoteIndex, sequence: Option<Sequence>) -> bool {
+        let after = match sequence {
+            Some(at) if self.has_scan() => self.snapshot.is_some_and(|snapshot| at > snapshot),
+            _ => true,
+        };
+        after && self.matches(note)
+    }
+
+    fn matches(&self, note: NoteIndex) -> bool {
+        self.wishes.iter().any(|wish| wish.matches(note))
+    }
+
+    fn is_settled(&self) -> bool {
+        self.eose && self.live.is_empty() && !self.ended
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Expect {
+    /// OKs that are decided and have not left, by event.
+    answers: BTreeMap<NoteIndex, VecDeque<(bool, &'static str)>>,
+    /// EVENTs handled whose OK has not left.
+    oks_owed: usize,
+    /// CLOSEDs of refused REQs that have not left: the prefixes of their texts.
+    refusals: BTreeMap<usize, VecDeque<&'static str>>,
+    notices_owed: usize,
+    subs: BTreeMap<usize, Sub>,
+    pub end: End,
+    /// The code the close frame must carry.
+    pub close_code: Option<u16>,
+}
+
+impl Expect {
+    /// The relay has handled a message.
+    pub fn handled(&mut self, message: Sent, subscriptions_max: usize) {
+        match message {
+            Sent::Event(_) => self.oks_owed += 1,
+            Sent::Forged(note) => {
+                self.oks_owed += 1;
+                self.answer(note, false, "invalid: id is not the hash of the event");
+            }
+            Sent::Req(name, wishes) => {
+                self.subs.remove(&name);
+                if self.subs.values().filter(|sub| !sub.ended).count() < subscriptions_max {
+                    self.subs.insert(name, Sub { wishes, ..Sub::default() });
+                } else {
+                    self.refusals.entry(name).or_default().push_back("rate-limited: ");
+                }
+            }
+            Sent::BadReq(name) => {
+                self.subs.remove(&name);
+                self.refusals.entry(name).or_default().push_back("unsupported: ");
+            }
+            Sent::Close(name) => drop(self.subs.remove(&name)),
+            Sent::Junk => self.notices_owed += 1,
+        }
+    }
+
+    /// The relay knows how to answer an EVENT.
+    pub fn answer(&mut self, note: NoteIndex, accepted: bool, text: &'static str) {
+        self.answers.entry(note).or_default().push_back((accepted, text));
+    }
+
+    /// The relay publishes an event; returns how many subscriptions it matches.
+    pub fn published(&mut self, note: NoteIndex, sequence: Option<Sequence>) -> u64 {
+        if self.end != End::Open {
+            return 0;
+        }
+        let mut matched = 0;
+        for sub in self.subs.values_mut().filter(|sub| !sub.ended) {
+            matched += u64::from(sub.matches(note));
+            if sub.wants_live(note, sequence) {
+                sub.live.push_back(note);
+            }
+        }
+        matched
+    }
+
+    /// The subscription of this name.
+    pub fn sub(&mut self, name: usize) -> Option<&mut Sub> {
+        self.subs.get_mut(&name)
+    }
+
+    /// The relay no longer holds the subscriptions that `held` denies: CLOSED is queued for them.
+    pub fn note_ended(&mut self, held: impl Fn(usize) -> bool) {
+        for (name, sub) in &mut self.subs {
+            sub.ended |= !held(*name);
+        }
+    }
+
+    /// The relay stops. Live subscriptions get what waits; of stored queries only what was queued.
+    pub fn stop(&mut self, is_live: impl Fn(usize) -> bool) {
+        self.end = End::Draining;
+        for (name, sub) in &mut self.subs {
+            sub.stopped = !sub.ended && !is_live(*name);
+        }
+    }
+
+    /// The connection ends by its client's word or fault.
+    pub fn close(&mut self, code: Option<u16>) {
+        self.end = End::Closing;
+        self.close_code = code;
+        self.subs.retain(|_, sub| sub.ended);
+    }
+
+    /// Judges one frame that leaves.
+    pub fn frame(&mut self, opcode: Opcode, payload: &[u8]) {
+        assert_ne!(self.end, End::Closed, "a frame after the close frame");
+        match opcode {
+            Opcode::Text => self.text(std::str::from_utf8(payload).expect("text is UTF-8")),
+            Opcode::Ping => assert!(payload.is_empty()),
+            Opcode::Pong => assert_eq!(payload, b"seen?"),
+            Opcode::Close => self.close_frame(payload),
+            Opcode::Binary | Opcode::Continuation => panic!("the relay sends whole text messages"),
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        if let Some(rest) = text.strip_prefix("[\"EVENT\",") {
+            let name = NAMES.iter().position(|name| rest.starts_with(name)).expect("a known name");
+            let json = rest[NAMES[name].len()..].strip_prefix(',').expect("an event follows");
+            let json = json.strip_suffix(']').expect("nothing follows the event");
+            let id = decode_hex32(&json.as_bytes()[7..71]).expect("an id");
+            let note = note_of(&id).expect("an event somebody sent");
+            assert_eq!(json, pool()[note].json);
+            return self.event(name, note);
+        }
+        let message: Vec<Value> = serde_json::from_str(text).expect("a message is an array");
+        let string = |at: usize| message[at].as_str().expect("a string").to_owned();
+        let name = || {
+            let id = message[1].to_string();
+            NAMES.iter().position(|name| *name == id).expect("a known name")
+        };
+        match (string(0).as_str(), message.len()) {
+            ("OK", 4) => {
+                let id = decode_hex32(string(1).as_bytes()).expect("an id");
+                self.ok(note_of(&id).expect("a known event"), message[2] == true, &string(3));
+            }
+            ("EOSE", 2) => self.eose(name()),
+            ("CLOSED", 3) => self.closed(name(), &string(2)),
+            ("NOTICE", 2) => {
+                self.notices_owed = self.notices_owed.checked_sub(1).expect("a NOTICE was owed");
+            }
+            _ => panic!("not a message of a relay: {text}"),
+        }
+    }
+
+    fn ok(&mut self, note: NoteIndex, accepted: bool, text: &str) {
+        let decided = self.answers.get_mut(&note).and_then(VecDeque::pop_front);
+        let (as_expected, expected) = decided.expect("an OK follows its verdict, once");
+        assert_eq!((accepted, text), (as_expected, expected));
+        self.oks_owed = self.oks_owed.checked_sub(1).expect("an OK was owed");
+    }
+
+    fn event(&mut self, name: usize, note: NoteIndex) {
+        let sub = self.subs.get_mut(&name).expect("an event for a subscription that is open");
+        assert!(!sub.ended, "an event after the subscription ended");
+        if sub.eose {
+            let next = sub.live.pop_front().expect("a live event after EOSE, once");
+            assert_eq!(note, next, "live events come in the order of commits");
+        } else {
+            assert_eq!(Some(&note), sub.stored.get(sub.stored_got), "stored events in order");
+            sub.stored_got += 1;
+        }
+    }
+
+    fn eose(&mut self, name: usize) {
+        let sub = self.subs.get_mut(&name).expect("EOSE for a subscription that is open");
+        assert!(!sub.ended && !sub.eose, "one EOSE a REQ");
+        assert!(!sub.has_scan() || sub.snapshot.is_some(), "EOSE before the stored query ran");
+        assert_eq!(sub.stored_got, sub.stored.len(), "stored events come before EOSE");
+        sub.eose = true;
+    }
+
+    fn closed(&mut self, name: usize, text: &str) {
+        if text == "error: slow consumer" || text == "error: the stored events could not be read" {
+            let sub = self.subs.remove(&name).expect("CLOSED for a subscription that was open");
+            assert!(sub.ended || self.end == End::Draining, "CLOSED for a healthy subscription");
+        } else {
+            let prefix = self.refusals.get_mut(&name).and_then(VecDeque::pop_front);
+            assert!(text.starts_with(prefix.expect("a REQ was refused")), "{text}");
+        }
+    }
+
+    fn close_frame(&mut self, payload: &[u8]) {
+        let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+        match self.end {
+            End::Draining => {
+                assert_eq!(code, Some(1001));
+                assert!(self.owes_no_answer(), "answers come before the close: {self:?}");
+                for (name, sub) in &self.subs {
+                    assert!(
+                        sub.stopped || sub.is_settled(),
+                        "what was queued comes before the close: {name} {sub:?}"
+                    );
+                }
+            }
+            _ => assert_eq!(code, self.close_code),
+        }
+        self.end = End::Closed;
+    }
+
+    fn owes_no_answer(&self) -> bool {
+        self.oks_owed == 0
+            && self.notices_owed == 0
+            && self.refusals.values().all(VecDeque::is_empty)
+            && self.answers.values().all(VecDeque::is_empty)
+    }
+
+    /// All is still and the client has read all: nothing may be owed.
+    pub fn check_settled(&self) {
+        assert!(self.owes_no_answer(), "answers are missing: {self:?}");
+        for sub in self.subs.values() {
+            assert!(sub.is_settled(), "a subscription is owed something: {sub:?}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One simulated socket and the client behind it: raw masked frames in, gather batches out.
+
+use super::expect::{End, Expect, NAMES, Sent};
+use super::model::{NoteIndex, Rng, Wish, pool};
+use crate::relay::Reading;
+use crate::wire::batch::Batch;
+use crate::wire::frame::{Opcode, unmask, write_header};
+
+const HANDSHAKE: &[u8] = b"GET / HTTP/1.1\r\nHost: relay.example\r\nUpgrade: websocket\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Version: 13\r\n\r\n";
+
+/// How a client greets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Greeting {
+    WebSocket,
+    /// One page, then nothing.
+    Page,
+    /// No HTTP.
+    Noise,
+    /// Nothing at all.
+    Silence,
+}
+
+/// How a client ended the connection: the code of the relay's close frame, if it has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Farewell(pub Option<u16>);
+
+/// See the module.
+pub struct Socket {
+    /// Bytes the client sent and the relay has not read.
+    pub inbound: Vec<u8>,
+    /// Text messages the relay has not handled, in order.
+    pub unhandled: std::collections::VecDeque<Sent>,
+    pub reading: Reading,
+    /// The reader was told to go on.
+    pub resume_due: bool,
+    /// A writer was asked for.
+    pub write_due: bool,
+    /// The batch with the socket.
+    pub batch: Option<Batch>,
+    /// Bytes of that batch as they were filled and are not taken yet.
+    pub unsent: Vec<u8>,
+    /// The client reads nothing.
+    pub stuck: bool,
+    /// The client has shut its writing side; nothing follows `inbound`.
+    pub silent: bool,
+    /// The reader was told of the end.
+    pub eof: bool,
+    /// The relay has shut its writing side.
+    pub finished: bool,
+    /// The client answers no ping.
+    pub mute: bool,
+    /// The close code the relay is to answer with to what the client ended the connection with.
+    pub farewell: Option<Farewell>,
+    greeting: Greeting,
+    answered: bool,
+    pub expect: Expect,
+}
+
+impl Socket {
+    pub fn new(greeting: Greeting) -> Self {
+        let inbound = match greeting {
+            Greeting::WebSocket => HANDSHAKE.to_vec(),
+            Greeting::Page => b"GET / HTTP/1.1\r\nHost: relay.example\r\n\r\n".to_vec(),
+            Greeting::Noise => b"\x16\x03\x01 hello\r\n\r\n".to_vec(),
+            Greeting::Silence => Vec::new(),
+        };
+        Self {
+            inbound,
+            unhandled: std::collections::VecDeque::new(),
+            reading: Reading::Ready,
+            resume_due: false,
+            write_due: false,
+            batch: None,
+            unsent: Vec::new(),
+            stuck: false,
+            silent: false,
+            eof: false,
+            finished: false,
+            mute: false,
+            farewell: None,
+            greeting,
+            answered: false,
+            expect: Expect::default(),
+        }
+    }
+
+    pub fn may_speak(&self) -> bool {
+        self.greeting == Greeting::WebSocket && !self.silent && self.farewell.is_none()
+    }
+
+    /// The client sends one message.
+    pub fn say(&mut self, message: Sent, rng: &mut Rng) {
+        let text = match &message {
+            Sent::Event(note) => format!("[\"EVENT\",{}]", pool()[*note].json),
+            Sent::Forged(note) => {
+                let json = pool()[*note].json.replacen("\"content\":\"", "\"content\":\"x", 1);
+                format!("[\"EVENT\",{json}]")
+            }
+            Sent::Req(name, wishes) => {
+                let filters: Vec<_> = wishes.iter().map(|wish| wish.json().to_string()).collect();
+                format!("[\"REQ\",{},{}]", NAMES[*name], filters.join(","))
+            }
+            Sent::BadReq(name) => format!("[\"REQ\",{},{{\"search\":\"x\"}}]", NAMES[*name]),
+            Sent::Close(name) => format!("[\"CLOSE\",{}]", NAMES[*name]),
+            Sent::Junk => "[\"HELLO\"]".to_owned(),
+        };
+        self.unhandled.push_back(message);
+        let text = text.as_bytes();
+        if rng.chance(10) {
+            let (head, tail) = text.split_at(rng.below(text.len()));
+            self.send_frame(false, Opcode::Text, head);
+            if rng.chance(30) {
+                self.send_frame(true, Opcode::Ping, b"seen?");
+            }
+            self.send_frame(true, Opcode::Continuation, tail);
+        } else {
+            self.send_frame(true, Opcode::Text, text);
+        }
+    }
+
+    pub fn send_frame(&mut self, fin: bool, opcode: Opcode, payload: &[u8]) {
+        let out = &mut self.inbound;
+        let at = out.len();
+        write_header(out, opcode, payload.len());
+        if !fin {
+            out[at] &= 0x7f;
+        }
+        out[at + 1] |= 0x80;
+        let mask = [0xa5, 0x01, 0x7f, 0xfe];
+        out.extend_from_slice(&mask);
+        let from = out.len();
+        out.extend_from_slice(payload);
+        unmask(&mut out[from..], mask, 0);
+    }
+
+    /// Judges the frames of a batch as it is filled.
+    pub fn judge(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        if !self.answered {
+            self.answered = true;
+            if rest.starts_with(b"HTTP/1.1 101 ") {
+                assert_eq!(self.greeting, Greeting::WebSocket);
+                let end = rest.windows(4).position(|w| w == b"\r\n\r\n").expect("a whole head");
+                rest = &rest[end + 4..];
+            } else {
+                assert!(rest.starts_with(b"HTTP/1.1 "));
+                self.expect.end = End::Closed;
+                return;
+            }
+        }
+        while !rest.is_empty() {
+            let opcode = match rest[0] {
+                0x81 => Opcode::Text,
+                0x88 => Opcode::Close,
+                0x89 => Opcode::Ping,
+                0x8a => Opcode::Pong,
+                other => panic!("a frame that begins with {other:#x}"),
+            };
+            let (at, len) = match rest[1] {
+                126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
+                127 => panic!("no frame here is that long"),
+                short => (2, usize::from(short)),
+            };
+            self.expect.frame(opcode, &rest[at..at + len]);
+            if opcode == Opcode::Ping && !self.mute && self.may_speak() {
+                self.send_frame(true, Opcode::Pong, b"");
+            }
+            rest = &rest[at + len..];
+        }
+    }
+}
+
+/// A message of a random kind.
+pub fn random_message(rng: &mut Rng, names: usize) -> Sent {
+    let note: NoteIndex = rng.below(pool().len());
+    let name = rng.below(names);
+    match rng.below(100) {
+        0..50 => Sent::Event(note),
+        50..54 => Sent::Forged(note),
+        54..82 => Sent::Req(name, (0..=rng.below(3)).map(|_| Wish::random(rng)).collect()),
+        82..86 => Sent::BadReq(name),
+        86..96 => Sent::Close(name),
+        _ => Sent::Junk,
+    }
+}
