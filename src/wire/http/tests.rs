@@ -102,7 +102,7 @@ fn each_bad_head_has_its_status() {
         (head("GET / HTTP/2.0", ""), 505),
         (head("GET /", ""), 400),
         (head("GET", ""), 400),
-        (head("GE T / HTTP/1.1", ""), 505),
+        (head("GE T / HTTP/1.1", ""), 400),
         (head("GET /\u{1} HTTP/1.1", ""), 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400),
         (head("GET / HTTP/1.1", "No colon\r\n"), 400),
