@@ -419,7 +419,8 @@ mod tests {
         let verdicts = submitted.iter().map(|s| (s.ticket, Verdict::Stored)).collect();
         let stored = (first..).zip(submitted.into_iter().map(|s| s.event)).collect();
         let batch = CommitBatch { last_sequence: first + count - 1, stored, verdicts };
-        shard.handle_commit(&batch, 0, u64::MAX, NOW);
+        assert_eq!(shard.handle_commit(&batch, 0, u64::MAX, NOW), None);
+        assert_eq!(shard.last_sequence, first + count - 1);
     }
 
     fn submitted(shard: &mut Shard) -> Vec<Submission> {

@@ -320,7 +320,9 @@ impl Shard {
                 return Some(at);
             }
             deliveries += self.publish(event, Some(*sequence), now);
+            self.last_sequence = self.last_sequence.max(*sequence);
         }
+        self.last_sequence = self.last_sequence.max(batch.last_sequence);
         None
     }
 
