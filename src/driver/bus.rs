@@ -57,6 +57,9 @@ pub enum FromShard {
     Accepted(OwnedFd, Load),
 }
 
+/// Connections that may be on their way from fuller shards.
+pub const HANDOVERS_MAX: usize = 1024;
+
 /// Commits and slices that may wait at one shard before their threads do.
 const FROM_THREADS_MAX: usize = 256;
 
@@ -110,6 +113,21 @@ impl Address {
         self.shards.try_send(message).map_err(flume::TrySendError::into_inner)?;
         self.signal.wake_sleeper();
         Ok(())
+    }
+
+    /// Hands a fresh connection over; never blocks. The queue's room beyond [`HANDOVERS_MAX`] is for
+    /// messages that answer to a credit, so no more than that may wait before a connection.
+    ///
+    /// # Errors
+    /// Gives the connection back when the shard has ended, or has enough to do.
+    pub fn hand_over(&self, socket: OwnedFd, load: Load) -> Result<(), (OwnedFd, Load)> {
+        if self.shards.len() >= HANDOVERS_MAX {
+            return Err((socket, load));
+        }
+        match self.send_from_shard(FromShard::Accepted(socket, load)) {
+            Err(FromShard::Accepted(socket, load)) => Err((socket, load)),
+            _ => Ok(()),
+        }
     }
 
     /// Times a sender had to wake the shard.

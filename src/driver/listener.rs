@@ -15,7 +15,6 @@ use rustix::net::{SocketFlags, accept_with};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 use super::backend::{Backend, Socket};
-use super::bus::FromShard;
 use super::connection::Load;
 use super::shard_loop::ShardLoop;
 use crate::wire::batch::BATCH_BYTES_MAX;
@@ -98,9 +97,9 @@ fn place<B: Backend>(socket: OwnedFd, shard: &Rc<ShardLoop<B>>) {
         return shard.adopt(socket, Load::take(loads.clone(), shard.number));
     }
     let load = Load::take(loads.clone(), target);
-    if let Err(FromShard::Accepted(socket, _)) =
-        shard.peers[target].send_from_shard(FromShard::Accepted(socket, load))
-    {
+    if let Err((socket, load)) = shard.peers[target].hand_over(socket, load) {
+        // The place it had there goes back before it takes one here.
+        drop(load);
         shard.adopt(socket, Load::take(loads.clone(), shard.number));
     }
 }

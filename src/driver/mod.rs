@@ -25,7 +25,7 @@ use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
 use backend::epoll::Epoll;
 use backend::tokio_uring::TokioUring;
 use backend::{Backend, Choice};
-use bus::{Address, FromThread, Mailbox};
+use bus::{Address, FromThread, HANDOVERS_MAX, Mailbox};
 pub use shard_loop::{Observe, SCRATCH_BYTES};
 use shard_loop::{Parts, ShardLoop};
 
@@ -64,9 +64,6 @@ pub struct Mesh {
     addresses: Arc<[Address]>,
     mailboxes: Vec<Mailbox>,
 }
-
-/// Sockets that may be on their way from a fuller shard.
-const HANDOVERS_MAX: usize = 1024;
 
 impl Mesh {
     /// Mailboxes for `shards` shards, each with room for every message the others may owe it.
