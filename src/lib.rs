@@ -44,8 +44,8 @@
 //! # What always holds
 //!
 //! - One total order of durable events: the writer's. `OK true` follows the commit.
-//! - An event reaches a subscription once: its stored query covers what was committed up to the
-//!   sequence number its first slice saw, the live stream what came after.
+//! - An event reaches a subscription once: its stored query covers what was committed up to the last
+//!   sequence number its shard knew when it was filed, the live stream what came after.
 //! - Every message that will be answered has its reply slot before it is decoded; a connection
 //!   without a free slot is not read. So nothing that is owed can overflow.
 //! - Shards never wait for each other or for the writer; the writer and the readers may wait for a
@@ -58,6 +58,8 @@
 //!
 //! - Reads are a poll on the ring and then a plain `recv` into the shard's scratch buffer, on both
 //!   backends: an idle connection owns no buffer, and no read can outlive its task.
+//! - A stored query ends where its subscription was filed, not where its first slice looked: what a
+//!   filter's limit leaves out of that slice would else be neither stored nor live.
 //! - A connection has no standing writer task: one is spawned when something waits and ends when the
 //!   outbox is empty. That is one task instead of two for an idle connection.
 

@@ -18,9 +18,16 @@ use super::backend::{Backend, Socket};
 use super::bus::FromShard;
 use super::connection::Load;
 use super::shard_loop::ShardLoop;
+use crate::wire::batch::BATCH_BYTES_MAX;
 
 /// Connections the kernel completes ahead of `accept`.
 const BACKLOG: i32 = 1024;
+
+/// Bytes the kernel takes for a peer beyond what it can send, about: two batches. Without it a peer that
+/// never reads costs some 4 MiB of kernel memory, looks alive for as long as that lasts, and a ping waits
+/// behind it.
+#[allow(clippy::cast_possible_truncation)] // a batch is far below 4 GiB
+const NOT_SENT_BYTES_MAX: u32 = 2 * BATCH_BYTES_MAX as u32;
 
 /// Accepts of one wake before other tasks have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -43,6 +50,8 @@ pub fn listen(address: SocketAddr, count: usize) -> io::Result<(Vec<OwnedFd>, So
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it.
+        socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         if let Some(bound) = socket.local_addr()?.as_socket() {

@@ -342,3 +342,174 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::relay::ports::{CommitBatch, Submission, Verdict};
+    use crate::relay::{Limits, Pages, Setup};
+    use crate::wire::batch::Batch;
+    use crate::wire::frame::{Opcode, write_header};
+
+    const NOW: Now = Now { ms: 1_000, unix_s: 1_700_000_000 };
+
+    fn shard() -> Shard {
+        Shard::new(Setup {
+            origin: 0,
+            shards: 1,
+            verify: false,
+            limits: Arc::new(Limits::default()),
+            pages: Arc::new(Pages { endpoint: "/".into(), ..Pages::default() }),
+            hash_seed: 1,
+        })
+    }
+
+    fn frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_header(&mut out, opcode, payload.len());
+        out[1] |= 0x80;
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(payload);
+        out
+    }
+
+    fn event(created_at: u64) -> Vec<u8> {
+        let key = "11".repeat(32);
+        let serialized = format!(r#"[0,"{key}",{created_at},1,[],""]"#);
+        let (id, sig) = (faster_hex::hex_string(&Sha256::digest(serialized)), "00".repeat(64));
+        let text = format!(
+            r#"["EVENT",{{"id":"{id}","pubkey":"{key}","created_at":{created_at},"kind":1,"tags":[],"content":"","sig":"{sig}"}}]"#
+        );
+        frame(Opcode::Text, text.as_bytes())
+    }
+
+    fn connect(shard: &mut Shard) -> ConnectionKey {
+        let key = shard.handle_accept(true, NOW);
+        let mut head =
+            b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+                .to_vec();
+        shard.handle_bytes(key, &mut head, NOW);
+        assert!(written(shard, key).starts_with("HTTP/1.1 101"));
+        key
+    }
+
+    fn written(shard: &mut Shard, key: ConnectionKey) -> String {
+        let mut text = String::new();
+        let mut batch = Batch::default();
+        while shard.fill(key, &mut batch, NOW) {
+            let bytes: Vec<u8> = batch.unwritten().flatten().copied().collect();
+            text.push_str(&String::from_utf8_lossy(&bytes));
+            batch.clear();
+            shard.handle_written(key, NOW);
+        }
+        text
+    }
+
+    fn effects(shard: &mut Shard) -> Vec<Effect> {
+        std::iter::from_fn(|| shard.poll_effect()).collect()
+    }
+
+    fn commit(shard: &mut Shard, first: u64, submitted: Vec<Submission>) {
+        let count = submitted.len() as u64;
+        let verdicts = submitted.iter().map(|s| (s.ticket, Verdict::Stored)).collect();
+        let stored = (first..).zip(submitted.into_iter().map(|s| s.event)).collect();
+        let batch = CommitBatch { last_sequence: first + count - 1, stored, verdicts };
+        shard.handle_commit(&batch, 0, u64::MAX, NOW);
+    }
+
+    fn submitted(shard: &mut Shard) -> Vec<Submission> {
+        let submission = |effect| match effect {
+            Effect::Submit(submission) => Some(submission),
+            _ => None,
+        };
+        effects(shard).into_iter().filter_map(submission).collect()
+    }
+
+    #[test]
+    fn what_came_before_a_close_or_an_end_is_answered() {
+        for close in [true, false] {
+            let mut shard = shard();
+            let key = connect(&mut shard);
+            let mut bytes: Vec<u8> = (0..5).flat_map(event).collect();
+            if close {
+                bytes.extend(frame(Opcode::Close, &4000_u16.to_be_bytes()));
+            }
+            shard.handle_bytes(key, &mut bytes, NOW);
+            if !close {
+                shard.handle_eof(key, NOW);
+            }
+            assert_eq!(written(&mut shard, key), "");
+            assert!(!shard.verify(10, NOW));
+            let submitted = submitted(&mut shard);
+            assert_eq!(submitted.len(), 5);
+            commit(&mut shard, 1, submitted);
+            let text = written(&mut shard, key);
+            assert_eq!(text.matches(",true,").count(), 5, "{text}");
+            assert!(text.ends_with(if close { "\u{2}\u{f}\u{fffd}" } else { "\u{0}" }), "{text:?}");
+            let released = |effect: &Effect| matches!(effect, Effect::Release(_));
+            if close {
+                shard.handle_eof(key, NOW);
+            }
+            assert!(effects(&mut shard).iter().any(released));
+            assert_eq!(shard.counters().connections, 0);
+        }
+    }
+
+    #[test]
+    fn what_is_committed_after_a_req_is_live_whatever_its_query_sees() {
+        let mut shard = shard().from_sequence(7);
+        let key = connect(&mut shard);
+        let req = br#"["REQ","s",{"kinds":[1],"limit":1}]"#;
+        let mut bytes = [frame(Opcode::Text, req), event(5)].concat();
+        shard.handle_bytes(key, &mut bytes, NOW);
+        let scan = effects(&mut shard).into_iter().find_map(|effect| match effect {
+            Effect::StartScan(scan, _) => Some(scan),
+            _ => None,
+        });
+        let scan = scan.unwrap();
+        assert_eq!(shard.filed_at(scan), Some(7));
+        shard.verify(10, NOW);
+        let submitted = submitted(&mut shard);
+        commit(&mut shard, 8, submitted);
+        let chunk = Chunk { snapshot: 7, done: true, ..Chunk::default() };
+        assert!(shard.handle_chunk(scan, chunk, NOW));
+        let text = written(&mut shard, key);
+        let (eose, live) = (text.find("EOSE").unwrap(), text.find(r#""created_at":5"#).unwrap());
+        assert!(eose < live, "{text}");
+        assert_eq!(shard.filed_at(scan), Some(7));
+    }
+
+    #[test]
+    fn the_live_queues_of_a_connection_are_bounded_in_bytes() {
+        let mut shard = shard();
+        let key = connect(&mut shard);
+        let req = br#"["REQ","s",{"kinds":[1]}]"#;
+        shard.handle_bytes(key, &mut frame(Opcode::Text, req), NOW);
+        shard.handle_bytes(key, &mut event(5), NOW);
+        shard.verify(10, NOW);
+        let one = submitted(&mut shard).remove(0);
+        let bytes = one.event.record().len();
+        let fit = LIVE_BYTES_MAX / bytes;
+        let live = |n: usize| {
+            Rc::new(LiveEvent {
+                event: one.event.clone(),
+                sequence: Some(n as u64 + 1),
+                received_ms: NOW.ms,
+            })
+        };
+        shard.setup.limits =
+            Arc::new(Limits { live_queue_events_max: 1 << 20, ..Limits::default() });
+        (0..fit).for_each(|n| shard.deliver(0, &live(n)));
+        assert_eq!(shard.session(key).unwrap().live_bytes, fit * bytes);
+        assert_eq!(shard.counters().subscriptions, 1);
+        shard.deliver(0, &live(fit));
+        assert_eq!(shard.session(key).unwrap().live_bytes, 0);
+        assert_eq!(shard.counters().subscriptions, 0);
+        assert!(written(&mut shard, key).contains("slow consumer"));
+    }
+}

@@ -35,14 +35,24 @@ pub struct SubscriptionIndex {
 /// any number of times; a lookup goes by each list once, and evaluates each filter once.
 #[derive(Default)]
 struct Posts {
-    slots: Vec<FilterSlot>,
+    list: Vec<Post>,
     /// The last lookup that went by it.
     tried: u64,
+}
+
+/// A filter in the list of one of its values.
+struct Post {
+    slot: FilterSlot,
+    /// Position of the value in the filter's field.
+    value: u32,
 }
 
 struct Filed {
     subscription: u32,
     filter: Filter,
+    /// Where it stands in the list of each of its field's values, so that taking it out costs the same
+    /// however long the lists are.
+    places: Box<[u32]>,
     /// The last lookup that evaluated it.
     tried: u64,
 }
@@ -117,19 +127,19 @@ impl SubscriptionIndex {
         filter.limit = None;
         let entry = self.filters.vacant_entry();
         let slot = FilterSlot::try_from(entry.key()).expect("fewer filters than 2^32");
-        match most_selective(&filter) {
+        let places = match most_selective(&filter) {
             Field::Ids => post(&mut self.by_id, filter.ids.iter().flatten().copied(), slot),
             Field::Authors => {
-                post(&mut self.by_author, filter.authors.iter().flatten().copied(), slot);
+                post(&mut self.by_author, filter.authors.iter().flatten().copied(), slot)
             }
             Field::Kinds => post(&mut self.by_kind, filter.kinds.iter().flatten().copied(), slot),
             Field::Tag(at) => {
                 let (letter, values) = &filter.tags[at];
-                post(&mut self.by_tag, values.iter().map(|v| (*letter, v.clone())), slot);
+                post(&mut self.by_tag, values.iter().map(|v| (*letter, v.clone())), slot)
             }
-            Field::Nothing => self.unselective.slots.push(slot),
-        }
-        entry.insert(Filed { subscription, filter, tried: 0 });
+            Field::Nothing => [self.unselective.push(Post { slot, value: 0 })].into(),
+        };
+        entry.insert(Filed { subscription, filter, places, tried: 0 });
         slot
     }
 
@@ -139,19 +149,25 @@ impl SubscriptionIndex {
     /// If a slot is not one that [`insert`](Self::insert) returned and nobody removed.
     pub fn remove(&mut self, slots: &[u32]) {
         for &slot in slots {
-            let Filed { filter, .. } = self.filters.remove(slot as usize);
+            let Filed { filter, places, .. } = self.filters.remove(slot as usize);
+            let filed = &mut self.filters;
             match most_selective(&filter) {
-                Field::Ids => unpost(&mut self.by_id, filter.ids.into_iter().flatten(), slot),
-                Field::Authors => {
-                    unpost(&mut self.by_author, filter.authors.into_iter().flatten(), slot);
+                Field::Ids => {
+                    unpost(&mut self.by_id, filter.ids.into_iter().flatten(), &places, filed);
                 }
-                Field::Kinds => unpost(&mut self.by_kind, filter.kinds.into_iter().flatten(), slot),
+                Field::Authors => {
+                    let keys = filter.authors.into_iter().flatten();
+                    unpost(&mut self.by_author, keys, &places, filed);
+                }
+                Field::Kinds => {
+                    unpost(&mut self.by_kind, filter.kinds.into_iter().flatten(), &places, filed);
+                }
                 Field::Tag(at) => {
                     let (letter, values) = &filter.tags[at];
                     let keys = values.iter().map(|value| (*letter, value.clone()));
-                    unpost(&mut self.by_tag, keys, slot);
+                    unpost(&mut self.by_tag, keys, &places, filed);
                 }
-                Field::Nothing => take_out(&mut self.unselective.slots, slot),
+                Field::Nothing => self.unselective.take_out(places[0], filed),
             }
         }
     }
@@ -167,7 +183,7 @@ impl SubscriptionIndex {
             if std::mem::replace(&mut posts.tried, *lookup) == *lookup {
                 return;
             }
-            for &slot in &posts.slots {
+            for &Post { slot, .. } in &posts.list {
                 let filed = &mut filters[slot as usize];
                 if std::mem::replace(&mut filed.tried, *lookup) == *lookup {
                     continue;
@@ -213,39 +229,53 @@ impl SubscriptionIndex {
             + self.by_author.len()
             + self.by_kind.len()
             + self.by_tag.len()
-            + usize::from(!self.unselective.slots.is_empty())
+            + usize::from(!self.unselective.list.is_empty())
     }
 }
 
+impl Posts {
+    /// Adds a filter; returns its place.
+    fn push(&mut self, post: Post) -> u32 {
+        let place = u32::try_from(self.list.len()).expect("fewer filters than 2^32");
+        self.list.reserve_exact(usize::from(self.list.is_empty()));
+        self.list.push(post);
+        place
+    }
+
+    /// Takes the filter at `place` out; the last one moves there, and is told.
+    fn take_out(&mut self, place: u32, filed: &mut Slab<Filed>) {
+        self.list.swap_remove(place as usize);
+        if let Some(moved) = self.list.get(place as usize) {
+            filed[moved.slot as usize].places[moved.value as usize] = place;
+        }
+    }
+}
+
+/// Files a filter under each of `keys`, which are free of repeats; returns its places.
 fn post<K: std::hash::Hash + Eq>(
     map: &mut HashMap<K, Posts, Hasher>,
     keys: impl Iterator<Item = K>,
     slot: FilterSlot,
-) {
-    for key in keys {
-        let posts = map.entry(key).or_default();
-        posts.slots.reserve_exact(usize::from(posts.slots.is_empty()));
-        posts.slots.push(slot);
-    }
+) -> Box<[u32]> {
+    (0..)
+        .zip(keys)
+        .map(|(value, key)| map.entry(key).or_default().push(Post { slot, value }))
+        .collect()
 }
 
 fn unpost<K: std::hash::Hash + Eq>(
     map: &mut HashMap<K, Posts, Hasher>,
     keys: impl Iterator<Item = K>,
-    slot: FilterSlot,
+    places: &[u32],
+    filed: &mut Slab<Filed>,
 ) {
-    for key in keys {
+    for (key, &place) in keys.zip(places) {
         let posts = map.get_mut(&key).expect("a filed filter is under each of its keys");
-        take_out(&mut posts.slots, slot);
-        if posts.slots.is_empty() {
+        posts.take_out(place, filed);
+        if posts.list.is_empty() {
             map.remove(&key);
         }
     }
-}
-
-fn take_out(posts: &mut Vec<FilterSlot>, slot: FilterSlot) {
-    let at = posts.iter().position(|&other| other == slot).expect("a filed filter is posted");
-    posts.swap_remove(at);
 }
 
 #[cfg(test)]

@@ -127,6 +127,9 @@ fn exact(shards: usize) {
         parts[author % CONNECTIONS].push(at);
     }
     publish(&server, &lines, &parts, &|at, answer| expected[at].is(answer), &expected);
+    let accepted = expected.iter().filter(|verdict| verdict.accepted).count();
+    let (sent, kept) = (lines.len(), oracle.stored().len());
+    eprintln!("{shards} shards: {sent} events sent, {accepted} accepted, {kept} kept");
     compare(&server, &oracle, FILTERS);
     scan_agrees(&server, &oracle);
     let directory = tempfile::tempdir().expect("a directory");

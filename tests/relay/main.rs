@@ -5,9 +5,12 @@
 
 #![allow(clippy::unwrap_used, clippy::cloned_ref_to_slice_refs)]
 
+mod accept_balance;
 mod bad_input;
 mod corpus;
 mod crash;
+mod fanout;
+mod hazards;
 mod layers;
 mod nip01;
 mod nip01_more;

@@ -214,7 +214,7 @@ fn publish_until_gone(address: SocketAddr, round: u64, number: u64) -> (Vec<Even
     loop {
         while waiting.len() < IN_FLIGHT && sent < EVENTS_MAX {
             let at = now() + round * EVENTS_MAX + sent;
-            let kind = if sent % 10 == 9 { 0 } else { 1 };
+            let kind = u16::from(sent % 10 != 9);
             let content = format!("round {round}, {number}, {sent}: {}", "x".repeat(200));
             let draft = Draft::new(kind, at).content(content).tag(["t", &(sent % 7).to_string()]);
             let event = draft.sign(&author);

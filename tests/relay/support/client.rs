@@ -105,10 +105,6 @@ impl Client {
         Self { socket, kept: VecDeque::new() }
     }
 
-    pub fn stream(&self) -> &TcpStream {
-        self.socket.get_ref()
-    }
-
     pub fn send(&mut self, text: impl Into<String>) {
         self.socket.send(Message::text(text.into())).expect("the connection is open");
     }

@@ -46,11 +46,6 @@ impl Filter {
         self
     }
 
-    pub fn since(mut self, since: u64) -> Self {
-        self.since = Some(since);
-        self
-    }
-
     pub fn until(mut self, until: u64) -> Self {
         self.until = Some(until);
         self

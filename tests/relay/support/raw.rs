@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 use super::PATIENCE;
 
@@ -174,19 +173,6 @@ impl Raw {
             }),
             other => panic!("the relay sent opcode {other}"),
         }
-    }
-
-    /// The next frame if its first byte comes in time.
-    pub fn next_within(&mut self, within: Duration) -> Option<Seen> {
-        if self.buffer.len() == self.at {
-            self.stream.set_read_timeout(Some(within)).expect("a socket option");
-            let came = self.stream.peek(&mut [0]);
-            self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
-            if came.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
-                return None;
-            }
-        }
-        Some(self.next())
     }
 
     fn take(&mut self, len: usize) -> Option<Vec<u8>> {
