@@ -216,7 +216,9 @@ fn a_stop_delivers_what_is_queued(backend: &str) {
     server.signal(Signal::TERM);
     assert_eq!(publisher.next(), Answer::Close(Some(1001)), "nothing is owed to the publisher");
     assert_eq!(publisher.next(), Answer::Gone);
-    assert!(std::net::TcpStream::connect(server.address()).is_err(), "no longer listening");
+    wait_until("the listeners to close", || {
+        std::net::TcpStream::connect(server.address()).is_err()
+    });
     for n in 0..EVENTS {
         match subscriber.next() {
             Answer::Event { event, .. } => {
