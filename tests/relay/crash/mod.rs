@@ -6,7 +6,6 @@
 //! not synced when its process ends. That the shim can lose anything is shown by a disk that lies.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -188,10 +187,11 @@ fn start(launch: Launch) -> Server {
 
 /// Publishes, and kills the relay after a random time.
 fn ingest_and_kill(mut server: Server, round: u64, promised: &mut Promised) {
-    let address = server.address();
+    let connections: Vec<_> = (0..PUBLISHERS).map(|_| Raw::open(server.address())).collect();
     let outcomes: Vec<_> = std::thread::scope(|scope| {
-        let publishers: Vec<_> = (0..PUBLISHERS)
-            .map(|number| scope.spawn(move || publish_until_gone(address, round, number)))
+        let publishers: Vec<_> = (0..)
+            .zip(connections)
+            .map(|(number, raw)| scope.spawn(move || publish_until_gone(raw, round, number)))
             .collect();
         let wait = fastrand::Rng::with_seed(round).u64(20..250);
         std::thread::sleep(Duration::from_millis(wait));
@@ -205,9 +205,8 @@ fn ingest_and_kill(mut server: Server, round: u64, promised: &mut Promised) {
 }
 
 /// Streams events until the connection ends; those with `OK true`, and how many were not answered.
-fn publish_until_gone(address: SocketAddr, round: u64, number: u64) -> (Vec<Event>, usize) {
+fn publish_until_gone(mut raw: Raw, round: u64, number: u64) -> (Vec<Event>, usize) {
     let author = Author::new(number);
-    let mut raw = Raw::open(address);
     let mut waiting: HashMap<String, Event> = HashMap::new();
     let mut accepted = Vec::new();
     let mut sent = 0;
