@@ -137,7 +137,7 @@ pub struct Running {
 /// # Errors
 /// When the address or the backend cannot be had.
 pub fn start(config: Config) -> Result<Running, StartError> {
-    let backend = match (config.backend, backend::probe_io_uring()) {
+    let backend = match (config.backend, backend::tokio_uring::probe()) {
         (Choice::Epoll, _) => Choice::Epoll,
         (Choice::TokioUring | Choice::Auto, Ok(())) => Choice::TokioUring,
         (Choice::TokioUring, Err(error)) => return Err(StartError::NoIoUring { error }),

@@ -75,12 +75,3 @@ pub enum Choice {
     /// epoll.
     Epoll,
 }
-
-/// Whether this process may use io_uring: containers often refuse it by seccomp, and
-/// `kernel.io_uring_disabled` does so for everyone.
-///
-/// # Errors
-/// The kernel's refusal.
-pub fn probe_io_uring() -> io::Result<()> {
-    io_uring::IoUring::new(4).map(drop)
-}

@@ -33,18 +33,32 @@ const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completions the ring holds without spilling into kernel memory.
 const COMPLETION_ENTRIES: u32 = 8192;
 
+/// A ring as the shards set it up; Linux 6.0 knows all of it.
+fn ring() -> io_uring::Builder {
+    let mut ring = tokio_uring::uring_builder();
+    ring.setup_coop_taskrun()
+        .setup_single_issuer()
+        .setup_submit_all()
+        .setup_cqsize(COMPLETION_ENTRIES);
+    ring
+}
+
+/// Whether this process may have such a ring: containers often refuse it by seccomp,
+/// `kernel.io_uring_disabled` does so for everyone, and an older kernel does not know the flags.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn probe() -> io::Result<()> {
+    ring().build(SUBMISSION_ENTRIES).map(drop)
+}
+
 impl Backend for TokioUring {
     const NAME: &'static str = "tokio-uring";
     type Socket = RingSocket;
 
     fn run<F: Future>(main: F) -> io::Result<F::Output> {
-        let mut ring = tokio_uring::uring_builder();
-        ring.setup_coop_taskrun()
-            .setup_single_issuer()
-            .setup_submit_all()
-            .setup_cqsize(COMPLETION_ENTRIES);
         let mut builder = tokio_uring::builder();
-        builder.entries(SUBMISSION_ENTRIES).uring_builder(&ring);
+        builder.entries(SUBMISSION_ENTRIES).uring_builder(&ring());
         let runtime = tokio_uring::Runtime::new(&builder)?;
         Ok(runtime.block_on(main))
     }
