@@ -1,7 +1,7 @@
 //! The configuration: one commented TOML, `--set key=value` and a few flags, in that order.
 //!
 //! [`keys`] names every key with its meaning and its allowed values; reading ([`load`]), checking
-//! and printing ([`print`]) all go by that table. [`memory`] adds up what the limits allow. Plain
+//! and printing ([`mod@print`]) all go by that table. [`memory`] adds up what the limits allow. Plain
 //! data: who reads the file and what the process does with it is in `cli`.
 
 pub mod keys;
