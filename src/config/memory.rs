@@ -3,6 +3,8 @@
 use std::fmt;
 
 use super::Config;
+use crate::relay::session::{LIVE_BYTES_MAX, VERIFY_BYTES_MAX};
+use crate::relay::shard::SUBMISSION_BYTES_MAX;
 
 /// The most memory the process takes for clients, in bytes. What the kernel holds for sockets and the
 /// database's page cache come on top.
@@ -25,8 +27,6 @@ const FILTER_BYTES: u64 = 256;
 const REPLY_BYTES: u64 = 256;
 /// A live event waiting in a subscription: a reference into the shard's ring.
 const LIVE_EVENT_BYTES: u64 = 8;
-/// Payloads of those, over all subscriptions of a connection.
-const LIVE_BYTES_MAX: u64 = 16 << 20;
 /// A stored query: a range and its place in the merge, of which the values make one each and the
 /// products of authors and kinds at most 16,384; and the slice of it that waits for the outbox.
 const RANGE_BYTES: u64 = 64;
@@ -34,15 +34,14 @@ const RANGES_MAX: u64 = 16_384;
 const SLICE_BYTES: u64 = 256 << 10;
 /// Session, socket, timers and tables of one connection.
 const CONNECTION_BYTES: u64 = 1_024;
-/// Events of one connection awaiting verification (`relay::session`); the one that reaches the bound
-/// is still taken in.
-const VERIFY_BYTES_MAX: u64 = 1 << 20;
 /// Keys, dedupe and scratch of one shard.
 const SHARD_BYTES: u64 = 4 << 20;
-/// Events of one shard at the writer; one more may be on its way there.
-const SUBMITTED_BYTES_MAX: u64 = 16 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.
 const READER_BYTES: u64 = 2 << 20;
+
+fn bytes(size: usize) -> u64 {
+    size as u64
+}
 
 /// Adds up the limits for `connections` open connections.
 #[must_use]
@@ -61,18 +60,18 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
         per_connection: vec![
             ("session", CONNECTION_BYTES),
             ("message being read", message),
-            ("events to verify", VERIFY_BYTES_MAX + message),
+            ("events to verify", bytes(VERIFY_BYTES_MAX) + message),
             ("outbox", limits.outbox_bytes_max.into()),
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
             ("stored queries", u64::from(limits.subscriptions_max) * query),
-            ("live events", LIVE_BYTES_MAX),
+            ("live events", bytes(LIVE_BYTES_MAX)),
         ],
         shared: vec![
             ("shards", shards * SHARD_BYTES),
             ("readers", config.reader_count() as u64 * READER_BYTES),
             ("commit", 2 * u64::from(store.batch_bytes_max)),
-            ("submitted events", shards * (SUBMITTED_BYTES_MAX + message)),
+            ("submitted events", shards * (bytes(SUBMISSION_BYTES_MAX) + message)),
         ],
     }
 }

@@ -169,10 +169,10 @@ impl Session {
 
 /// The live queues of a connection's subscriptions hold this much together; the subscription that
 /// would exceed it ends. One event always fits.
-pub(super) const LIVE_BYTES_MAX: usize = 16 << 20;
+pub const LIVE_BYTES_MAX: usize = 16 << 20;
 
 /// A connection whose unverified events hold this much is not read.
-pub(super) const VERIFY_BYTES_MAX: usize = 1 << 20;
+pub const VERIFY_BYTES_MAX: usize = 1 << 20;
 
 /// Where a subscription stands between stored and live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

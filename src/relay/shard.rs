@@ -137,7 +137,7 @@ pub(super) struct Hearing {
 pub const SUBMISSIONS_MAX: usize = 4096;
 
 /// Bytes of those submissions beyond which a shard verifies no further event.
-pub(super) const SUBMISSION_BYTES_MAX: usize = 16 << 20;
+pub const SUBMISSION_BYTES_MAX: usize = 16 << 20;
 
 /// The state machine over all connections of one shard.
 pub struct Shard {
