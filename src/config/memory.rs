@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Config;
+use crate::relay::outbox::PONGS_BYTES_MAX;
 use crate::relay::session::{LIVE_BYTES_MAX, VERIFY_BYTES_MAX};
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 
@@ -62,6 +63,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("message being read", message),
             ("events to verify", bytes(VERIFY_BYTES_MAX) + message),
             ("outbox", limits.outbox_bytes_max.into()),
+            ("pongs", bytes(PONGS_BYTES_MAX)),
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
             ("stored queries", u64::from(limits.subscriptions_max) * query),

@@ -2,7 +2,7 @@
 //!
 //! | lane | carries | bound |
 //! |---|---|---|
-//! | control | ping, pong | one of each: a newer one replaces the older |
+//! | control | ping, pong | one ping; [`PONGS_MAX`] pongs, then a new one replaces the oldest |
 //! | replies | OK, NOTICE, CLOSED of a refused REQ | one slot an inbound message, reserved when it is read |
 //! | stream | EVENT, EOSE, CLOSED of a subscription | `outbox_messages_max`, `outbox_bytes_max`; EOSE and CLOSED always fit, there is at most one of each a subscription |
 //! | last | close | one, after all else |
@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::nostr::{RelayMessage, SubscriptionId};
 use crate::wire::batch::Batch;
-use crate::wire::frame::Opcode;
+use crate::wire::frame::{CONTROL_BYTES_MAX, Opcode};
 
 /// A subscription as its frames name it. Two subscriptions of one id are two names, so purging the
 /// old one's frames cannot touch the new one's.
@@ -80,7 +80,7 @@ impl Close {
 /// What waits for one socket.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    pong: Option<Box<[u8]>>,
+    pongs: VecDeque<Box<[u8]>>,
     ping: bool,
     raw: Option<Box<[u8]>>,
     replies: VecDeque<Box<[u8]>>,
@@ -115,9 +115,13 @@ impl Outbox {
         self.raw = Some(bytes.into());
     }
 
-    /// Queues a pong; an older one that still waits is dropped (RFC 6455 §5.5.3).
+    /// Queues a pong. Of more than [`PONGS_MAX`] the oldest is dropped: who sends that many pings
+    /// before reading gets the answers to the newest, the last among them (RFC 6455 §5.5.3).
     pub fn push_pong(&mut self, payload: &[u8]) {
-        self.pong = Some(payload.into());
+        if self.pongs.len() == PONGS_MAX {
+            self.pongs.pop_front();
+        }
+        self.pongs.push_back(payload.into());
     }
 
     /// Queues a ping, if none waits.
@@ -196,7 +200,7 @@ impl Outbox {
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.pong.is_none()
+        self.pongs.is_empty()
             && !self.ping
             && self.raw.is_none()
             && self.replies.is_empty()
@@ -222,7 +226,7 @@ impl Outbox {
         if let Some(raw) = self.raw.take() {
             batch.push_raw(&raw);
         }
-        if let Some(pong) = self.pong.take() {
+        for pong in std::mem::take(&mut self.pongs) {
             batch.push_small(Opcode::Pong, &pong);
         }
         if std::mem::take(&mut self.ping) {
@@ -269,6 +273,11 @@ impl Outbox {
     }
 }
 
+/// Most pongs that wait for one socket.
+pub const PONGS_MAX: usize = 16;
+/// Most bytes of their payloads.
+pub const PONGS_BYTES_MAX: usize = PONGS_MAX * CONTROL_BYTES_MAX;
+
 /// An empty queue with room for more than this is given back.
 const QUEUE_KEPT_MAX: usize = 4;
 
@@ -305,16 +314,34 @@ mod tests {
         outbox.push_close(Close { code: Some(1001), reason: "bye" });
         outbox.push_close(Close { code: Some(1002), reason: "late" });
         outbox.push_reply(RelayMessage::Notice { text: "note" });
-        outbox.push_pong(b"old");
-        outbox.push_pong(b"new");
+        outbox.push_pong(b"pong");
         let mut batch = Batch::default();
         assert_eq!(outbox.fill(&mut batch), Filled { replies: 1, last: true });
         assert!(outbox.is_empty());
         let words =
-            ["new", "NOTICE", r#"["EVENT","s\"1",{"first":1}]"#, r#"["EOSE","s\"1"]"#, "bye"];
+            ["pong", "NOTICE", r#"["EVENT","s\"1",{"first":1}]"#, r#"["EOSE","s\"1"]"#, "bye"];
         assert!(order(&batch, &words), "{}", text(&batch));
-        assert!(!text(&batch).contains("old") && !text(&batch).contains("late"));
+        assert!(!text(&batch).contains("late"));
         assert_eq!(batch.frames(), 5);
+    }
+
+    #[test]
+    fn each_ping_is_answered_until_too_many_wait() {
+        let mut outbox = Outbox::default();
+        let pongs = |outbox: &mut Outbox, count: usize| {
+            (0..count).for_each(|n| outbox.push_pong(format!("<{n}>").as_bytes()));
+            let mut batch = Batch::default();
+            assert_eq!(outbox.fill(&mut batch), Filled::default());
+            assert!(outbox.is_empty());
+            (batch.frames() as usize, text(&batch))
+        };
+        let (frames, all) = pongs(&mut outbox, PONGS_MAX);
+        assert_eq!(frames, PONGS_MAX);
+        assert!(all.find("<0>") < all.find("<1>") && all.contains("<15>"), "{all}");
+        let (frames, newest) = pongs(&mut outbox, PONGS_MAX + 3);
+        assert_eq!(frames, PONGS_MAX);
+        assert!(!newest.contains("<2>") && newest.contains("<3>"), "{newest}");
+        assert!(newest.ends_with("<18>"), "{newest}");
     }
 
     #[test]
