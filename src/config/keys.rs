@@ -240,9 +240,15 @@ pub const KEYS: &[Key] = &[
          slow consumer.",
     ),
     key(
+        "limits.send_buffer_bytes_max",
+        Allowed::Number(4_096, 1 << 30),
+        "Bytes the kernel may hold for one socket that its peer has not acknowledged. It grants no \
+         more than net.core.wmem_max, and uses as much again for its own bookkeeping.",
+    ),
+    key(
         "limits.write_stall_ms_max",
         Allowed::Number(100, DAY_MS),
-        "How long a socket may take no byte while bytes wait for it, in milliseconds.",
+        "How long a peer may acknowledge no byte while some are under way to it, in milliseconds.",
     ),
     key(
         "limits.ping_interval_ms",

@@ -7,8 +7,9 @@ use crate::relay::outbox::PONGS_BYTES_MAX;
 use crate::relay::session::{LIVE_BYTES_MAX, VERIFY_BYTES_MAX};
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 
-/// The most memory the process takes for clients, in bytes. What the kernel holds for sockets and the
-/// database's page cache come on top.
+/// The most memory the process takes for clients, in bytes, and the most the kernel keeps for them in
+/// send buffers. What it keeps for a socket that sends nothing, some 3 KiB, and the database's page cache
+/// come on top.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryBound {
     /// Open connections.
@@ -17,6 +18,8 @@ pub struct MemoryBound {
     pub per_connection: Vec<(&'static str, u64)>,
     /// What is held once, term by term.
     pub shared: Vec<(&'static str, u64)>,
+    /// What the kernel holds of bytes on their way to one connection.
+    pub kernel_per_connection_bytes: u64,
 }
 
 /// A filter's value: 32 bytes or a short text, its form and its place in a list; and its posting in
@@ -75,6 +78,8 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("commit", 2 * u64::from(store.batch_bytes_max)),
             ("submitted events", shards * (bytes(SUBMISSION_BYTES_MAX) + message)),
         ],
+        // The kernel doubles what it is asked for, to have room for its own bookkeeping (socket(7)).
+        kernel_per_connection_bytes: 2 * u64::from(limits.send_buffer_bytes_max),
     }
 }
 
@@ -109,13 +114,15 @@ impl fmt::Display for MemoryBound {
         };
         write!(
             f,
-            "memory bound {}: {} connections × {} ({}) + {} ({})",
+            "memory bound {}: {} connections × {} ({}) + {} ({}); in the kernel {}: {} a connection",
             Size(self.total_bytes()),
             self.connections,
             Size(self.per_connection_bytes()),
             terms(&self.per_connection),
             Size(self.shared_bytes()),
             terms(&self.shared),
+            Size(self.connections.saturating_mul(self.kernel_per_connection_bytes)),
+            Size(self.kernel_per_connection_bytes),
         )
     }
 }
@@ -158,6 +165,7 @@ mod tests {
         assert_eq!(memory_bound(&larger, 1_000).total_bytes(), bound.total_bytes() + 5_000);
         let text = bound.to_string();
         assert!(text.contains("1000 connections × ") && text.contains("outbox 1.0 MiB"), "{text}");
+        assert!(text.ends_with("in the kernel 407 MiB: 416 KiB a connection"), "{text}");
     }
 
     #[test]

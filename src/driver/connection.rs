@@ -154,7 +154,7 @@ pub(super) async fn write<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<S
             match sent {
                 Ok(count) if count > 0 => {
                     batch.advance(count);
-                    shard.with(|core, now| core.handle_progress(key, now));
+                    shard.with(|core, now| core.handle_progress(key, count, now));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(_) | Err(_) => {

@@ -22,11 +22,10 @@ use crate::wire::batch::BATCH_BYTES_MAX;
 /// Connections the kernel completes ahead of `accept`.
 const BACKLOG: i32 = 1024;
 
-/// Bytes the kernel takes for a peer beyond what it can send, about: two batches. Without it a peer that
-/// never reads costs some 4 MiB of kernel memory, looks alive for as long as that lasts, and a ping waits
-/// behind it.
+/// Bytes the kernel takes for a peer beyond what it can send, about: one batch. What overtakes in the
+/// outbox waits behind no more than that and what is on its way.
 #[allow(clippy::cast_possible_truncation)] // a batch is far below 4 GiB
-const NOT_SENT_BYTES_MAX: u32 = 2 * BATCH_BYTES_MAX as u32;
+const NOT_SENT_BYTES_MAX: u32 = BATCH_BYTES_MAX as u32;
 
 /// Accepts of one wake before other tasks have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -34,12 +33,17 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// How long a shard that has no file descriptor left waits before it accepts again.
 const OUT_OF_FILES_PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens `count` listening sockets on one address; port 0 is chosen by the kernel once for all.
+/// Opens `count` listening sockets on one address; port 0 is chosen by the kernel once for all. The
+/// kernel holds `send_buffer_bytes_max` for each accepted socket.
 ///
 /// # Errors
 /// When the address is taken, by whomever: `SO_REUSEPORT` alone would let two relays share a port
 /// unawares, so the address is first bound without it.
-pub fn listen(address: SocketAddr, count: usize) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
+pub fn listen(
+    address: SocketAddr,
+    count: usize,
+    send_buffer_bytes_max: usize,
+) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
     drop(TcpListener::bind(address)?);
     let mut address = address;
     let mut sockets = Vec::with_capacity(count);
@@ -49,7 +53,9 @@ pub fn listen(address: SocketAddr, count: usize) -> io::Result<(Vec<OwnedFd>, So
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
-        // Accepted sockets inherit it.
+        // Accepted sockets inherit both. Left to itself the kernel takes some 4 MiB for a peer that
+        // never reads.
+        socket.set_send_buffer_size(send_buffer_bytes_max)?;
         socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
@@ -126,11 +132,11 @@ mod tests {
 
     #[test]
     fn an_address_in_use_is_refused_even_by_reuseport_sockets() {
-        let (first, address) = listen("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let (first, address) = listen("127.0.0.1:0".parse().unwrap(), 3, 1 << 16).unwrap();
         assert_eq!(first.len(), 3);
-        let error = listen(address, 1).unwrap_err();
+        let error = listen(address, 1, 1 << 16).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        assert!(listen(address, 2).is_ok());
+        assert!(listen(address, 2, 1 << 16).is_ok());
     }
 }

@@ -9,6 +9,7 @@ pub mod clock;
 mod connection;
 mod listener;
 mod shard_loop;
+mod sockopt;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -155,7 +156,8 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
     let Mesh { addresses, mailboxes } = config.mesh;
     let shards = mailboxes.len();
-    let (sockets, address) = listener::listen(config.listen, shards)
+    let send_buffer_bytes_max = config.limits.send_buffer_bytes_max as usize;
+    let (sockets, address) = listener::listen(config.listen, shards, send_buffer_bytes_max)
         .map_err(|error| StartError::Listen { address: config.listen, error })?;
     let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
     let cores = cores();

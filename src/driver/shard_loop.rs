@@ -8,7 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use super::backend::Backend;
 use super::bus::{Address, FromShard, FromThread, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
-use super::listener;
+use super::{listener, sockopt};
 use crate::nostr::Event;
 use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
@@ -245,8 +245,7 @@ impl<B: Backend> ShardLoop<B> {
         if self.stopping.get() {
             return;
         }
-        // It fails only on a socket that is closed already; the reader finds out.
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+        sockopt::send_at_once(&socket);
         let socket = match B::socket(socket) {
             Ok(socket) => socket,
             Err(error) => {
@@ -297,14 +296,26 @@ impl<B: Backend> ShardLoop<B> {
                         connection.shut(Shutdown::Write);
                     }
                 }
-                Effect::Release(key) => self.release(key),
+                Effect::AskUnacked(key) => self.ask_unacked(key),
+                Effect::Release { key, reset } => self.release(key, reset),
             }
         }
     }
 
-    fn release(&self, key: ConnectionKey) {
+    fn ask_unacked(&self, key: ConnectionKey) {
+        let Some(connection) = self.connection(key) else { return };
+        // A socket that cannot say is broken, which its reader finds out.
+        if let Ok(bytes) = sockopt::unacknowledged(connection.socket.as_fd()) {
+            self.with(|core, now| core.handle_unacked(key, bytes, now));
+        }
+    }
+
+    fn release(&self, key: ConnectionKey, reset: bool) {
         let connection = self.connection(key);
         if let Some(connection) = connection {
+            if reset {
+                sockopt::reset_on_close(&connection.socket);
+            }
             self.connections.borrow_mut()[key.slot()] = None;
             connection.shut(Shutdown::Both);
             connection.resume.notify();

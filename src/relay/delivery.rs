@@ -452,7 +452,7 @@ mod tests {
             let text = written(&mut shard, key);
             assert_eq!(text.matches(",true,").count(), 5, "{text}");
             assert!(text.ends_with(if close { "\u{2}\u{f}\u{fffd}" } else { "\u{0}" }), "{text:?}");
-            let released = |effect: &Effect| matches!(effect, Effect::Release(_));
+            let released = |effect: &Effect| matches!(effect, Effect::Release { .. });
             if close {
                 shard.handle_eof(key, NOW);
             }

@@ -39,7 +39,10 @@ pub struct Limits {
     pub live_queue_events_max: u32,
     /// How long the oldest of those may wait, in milliseconds.
     pub live_queue_age_ms_max: u32,
-    /// How long a socket may take no byte while bytes wait for it, in milliseconds.
+    /// Bytes the kernel may hold for one socket that its peer has not acknowledged (`SO_SNDBUF`). The
+    /// kernel grants no more than `net.core.wmem_max`, and uses as much again for its own bookkeeping.
+    pub send_buffer_bytes_max: u32,
+    /// How long a peer may acknowledge no byte while some are under way to it, in milliseconds.
     pub write_stall_ms_max: u32,
     /// How often a quiet connection is pinged, in milliseconds; 0 = never.
     pub ping_interval_ms: u32,
@@ -69,6 +72,7 @@ impl Default for Limits {
             replies_max: 512,
             live_queue_events_max: 10_000,
             live_queue_age_ms_max: 3_000,
+            send_buffer_bytes_max: 212_992,
             write_stall_ms_max: 10_000,
             ping_interval_ms: 30_000,
             pong_wait_ms_max: 60_000,

@@ -63,7 +63,7 @@ pub enum CloseReason {
     Protocol,
     /// A message over the limit.
     TooLong,
-    /// It took no byte in time.
+    /// It acknowledged no byte in time.
     Stalled,
     /// It answered no ping in time.
     Silent,
@@ -113,7 +113,11 @@ pub(super) struct Session {
     pub(super) phase_ms: u64,
     /// When the last byte came in, in milliseconds.
     pub(super) heard_ms: u64,
-    /// When the socket last took bytes, or was first given some, in milliseconds.
+    /// Bytes the socket took that the peer had not acknowledged when the kernel was last asked, and
+    /// those it took since.
+    pub(super) unacked_bytes: u32,
+    /// When the peer was last seen to acknowledge bytes, or the first were given to it, in
+    /// milliseconds. Means something while a batch is out or bytes are unacknowledged.
     pub(super) progress_ms: u64,
     /// When the unanswered ping was sent, in milliseconds.
     pub(super) pinged_ms: Option<u64>,
@@ -142,6 +146,7 @@ impl Session {
             peer_done: false,
             phase_ms: now_ms,
             heard_ms: now_ms,
+            unacked_bytes: 0,
             progress_ms: now_ms,
             pinged_ms: None,
         }
@@ -150,6 +155,11 @@ impl Session {
     pub(super) fn enter(&mut self, phase: Phase, now_ms: u64) {
         self.phase = phase;
         self.phase_ms = now_ms;
+    }
+
+    /// Whether the peer owes an acknowledgement.
+    pub(super) fn awaits_peer(&self) -> bool {
+        self.writing || self.unacked_bytes > 0
     }
 
     /// Whether another message may be decoded: a reply slot is free and the events before it have

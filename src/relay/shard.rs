@@ -102,10 +102,18 @@ pub enum Effect {
     Write(ConnectionKey),
     /// The reader may decode and read again.
     ResumeRead(ConnectionKey),
+    /// Ask the kernel what it holds for this socket that the peer has not acknowledged; the answer
+    /// goes to [`Shard::handle_unacked`].
+    AskUnacked(ConnectionKey),
     /// Shut the socket's writing side.
     Finish(ConnectionKey),
     /// The connection is gone: shut the socket both ways and let it go.
-    Release(ConnectionKey),
+    Release {
+        /// Which.
+        key: ConnectionKey,
+        /// The peer takes nothing, or too slowly: what the kernel holds for it is dropped too.
+        reset: bool,
+    },
 }
 
 /// What a reader does next.
@@ -138,6 +146,10 @@ pub const SUBMISSIONS_MAX: usize = 4096;
 
 /// Bytes of those submissions beyond which a shard verifies no further event.
 pub const SUBMISSION_BYTES_MAX: usize = 16 << 20;
+
+/// The kernel is asked for acknowledged bytes this often within `write_stall_ms_max`, so a stalled
+/// peer is found out at most that much later.
+const ASKS_PER_STALL: u32 = 8;
 
 /// The state machine over all connections of one shard.
 pub struct Shard {
@@ -255,8 +267,10 @@ impl Shard {
             return false;
         }
         let filled = session.outbox.fill(batch);
+        if !session.awaits_peer() {
+            session.progress_ms = now.ms;
+        }
         session.writing = true;
-        session.progress_ms = now.ms;
         session.replies_owed -= filled.replies;
         if filled.last {
             session.enter(Phase::Closing { sent: true }, now.ms);
@@ -269,10 +283,32 @@ impl Shard {
         true
     }
 
-    /// Notes that the socket took some of the batch.
-    pub fn handle_progress(&mut self, key: ConnectionKey, now: Now) {
+    /// Notes that the socket took `bytes` of the batch. That is no progress, unless they are the first:
+    /// the kernel takes some for a peer that reads nothing.
+    pub fn handle_progress(&mut self, key: ConnectionKey, bytes: usize, now: Now) {
         if let Some(session) = self.session(key) {
+            if session.unacked_bytes == 0 {
+                session.progress_ms = now.ms;
+            }
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            session.unacked_bytes = session.unacked_bytes.saturating_add(bytes);
+        }
+    }
+
+    /// Takes the kernel's word on [`Effect::AskUnacked`]: bytes the peer has not acknowledged. Ends a
+    /// connection whose peer has acknowledged none for too long; one that takes a few now and then is
+    /// slow, and stays.
+    pub fn handle_unacked(&mut self, key: ConnectionKey, bytes: u32, now: Now) {
+        let stall_ms_max = u64::from(self.setup.limits.write_stall_ms_max);
+        let Some(session) = self.session(key) else { return };
+        if bytes < session.unacked_bytes {
+            session.unacked_bytes = bytes;
             session.progress_ms = now.ms;
+        } else if session.awaits_peer()
+            && now.ms.saturating_sub(session.progress_ms) >= stall_ms_max
+        {
+            session.reason = CloseReason::Stalled;
+            self.remove(key);
         }
     }
 
@@ -280,7 +316,6 @@ impl Shard {
     pub fn handle_written(&mut self, key: ConnectionKey, now: Now) {
         let Some(session) = self.session(key) else { return };
         session.writing = false;
-        session.progress_ms = now.ms;
         if !session.outbox.is_empty() {
             return;
         }
@@ -440,10 +475,12 @@ impl Shard {
         let Some(session) = self.session(key) else { return };
         let since = |ms: u64| now.ms.saturating_sub(ms);
         let late = |ms: u64, max: u32| since(ms) >= u64::from(max);
-        if session.writing && late(session.progress_ms, limits.write_stall_ms_max) {
-            session.reason = CloseReason::Stalled;
-            return self.remove(key);
+        if session.awaits_peer()
+            && late(session.progress_ms, limits.write_stall_ms_max / ASKS_PER_STALL)
+        {
+            self.effects.push_back(Effect::AskUnacked(key));
         }
+        let Some(session) = self.session(key) else { return };
         match session.phase {
             Phase::Head if late(session.phase_ms, limits.handshake_ms_max) => {
                 let response = HttpError::Timeout.response();
@@ -582,6 +619,10 @@ impl Shard {
         self.end_subscriptions(key);
         self.drop_unverified(key);
         let session = self.sessions.remove(key.slot());
+        let reset = matches!(
+            session.reason,
+            CloseReason::Stalled | CloseReason::Silent | CloseReason::Timeout
+        );
         let counters = &mut self.counters;
         *match session.reason {
             CloseReason::Client => &mut counters.closed_by_client,
@@ -594,6 +635,6 @@ impl Shard {
             CloseReason::Shutdown => &mut counters.closed_shutdown,
             CloseReason::Full => &mut counters.closed_full,
         } += 1;
-        self.effects.push_back(Effect::Release(key));
+        self.effects.push_back(Effect::Release { key, reset });
     }
 }

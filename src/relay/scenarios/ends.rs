@@ -16,24 +16,62 @@ fn a_client_that_stops_sending_still_gets_the_rest_of_its_answer() {
     assert!(relay.was_released(key));
 }
 
+/// The connections whose unacknowledged bytes the shard asks for.
+fn asked(relay: &mut Relay) -> Vec<ConnectionKey> {
+    relay.take(|effect| match effect {
+        Effect::AskUnacked(key) => Some(key),
+        _ => None,
+    })
+}
+
 #[test]
-fn a_socket_that_takes_nothing_is_ended_and_one_that_takes_a_little_is_not() {
+fn a_peer_that_acknowledges_nothing_is_ended_and_one_that_takes_a_little_is_not() {
     let mut relay = Relay::new(Limits::default());
     let (stalled, slow) = (relay.connect(), relay.connect());
     for key in [stalled, slow] {
         relay.say(key, LIVE);
-        assert!(relay.fill(key).is_some());
+        let filled = relay.fill(key).unwrap().len();
+        // The kernel takes all of it, whoever reads.
+        relay.core.handle_progress(key, filled, relay.now);
+        relay.written(key);
     }
-    relay.pass(9_999);
-    relay.core.handle_progress(slow, relay.now);
+    let unacked = relay.core.session(stalled).unwrap().unacked_bytes;
+    relay.pass(1_249);
+    assert_eq!(asked(&mut relay), []);
     relay.pass(1);
-    assert!(relay.was_released(stalled));
+    assert_eq!(asked(&mut relay), [stalled, slow]);
+    relay.pass(8_749);
+    relay.core.handle_unacked(stalled, unacked, relay.now);
+    relay.core.handle_unacked(slow, unacked - 1, relay.now);
+    assert_eq!(asked(&mut relay), [stalled, slow], "nobody is ended unasked");
+    relay.pass(1);
+    assert_eq!(asked(&mut relay), [stalled], "the other has just acknowledged a byte");
+    relay.core.handle_unacked(stalled, unacked, relay.now);
+    let released = relay.take(|effect| match effect {
+        Effect::Release { key, reset } => Some((key, reset)),
+        _ => None,
+    });
+    assert_eq!(released, [(stalled, true)], "with what the kernel holds for it");
     relay.pass(9_998);
+    relay.core.handle_unacked(slow, unacked - 1, relay.now);
     assert_eq!(relay.core.reading(slow), Reading::Ready);
     relay.pass(1);
+    relay.core.handle_unacked(slow, unacked - 1, relay.now);
     assert!(relay.was_released(slow));
     assert_eq!(relay.core.counters().closed_stalled, 2);
     assert_eq!(relay.core.counters().subscriptions, 0);
+}
+
+#[test]
+fn a_peer_that_has_acknowledged_all_is_not_asked_again() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    relay.core.handle_progress(key, 100, relay.now);
+    relay.pass(2_000);
+    assert_eq!(asked(&mut relay), [key]);
+    relay.core.handle_unacked(key, 0, relay.now);
+    relay.pass(20_000);
+    assert_eq!(asked(&mut relay), []);
 }
 
 #[test]

@@ -138,7 +138,10 @@ impl Relay {
     }
 
     fn was_released(&mut self, key: ConnectionKey) -> bool {
-        self.take(|effect| matches!(effect, Effect::Release(k) if k == key).then_some(())).len()
+        self.take(|effect| {
+            matches!(effect, Effect::Release { key: k, .. } if k == key).then_some(())
+        })
+        .len()
             == 1
     }
 

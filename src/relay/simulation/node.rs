@@ -12,6 +12,9 @@ use crate::relay::session::{Phase, Stage};
 use crate::relay::{ConnectionKey, Effect, Now, Reading, ScanKey, Shard};
 use crate::wire::batch::Batch;
 
+/// What a socket's kernel holds for its peer.
+const KERNEL_BYTES_MAX: usize = 30_000;
+
 /// What shards say to each other.
 pub enum BusMessage {
     Ephemeral { from: usize, token: u64, event: Event },
@@ -165,17 +168,59 @@ impl Node {
         }
         let socket = self.socket(key);
         let Some(batch) = &mut socket.batch else { return };
-        let count = count.min(batch.left());
+        let count = count.min(batch.left()).min(KERNEL_BYTES_MAX - socket.unacked);
+        if count == 0 {
+            return;
+        }
         let bytes = gather(batch);
         assert!(socket.unsent == bytes, "what was filled is what is sent");
         socket.unsent.drain(..count);
         batch.advance(count);
-        if batch.left() > 0 {
-            return self.core.handle_progress(key, now);
+        let left = batch.left();
+        if socket.unacked == 0 {
+            socket.acked_ms = now.ms;
         }
-        socket.batch = None;
+        socket.unacked += count;
+        self.core.handle_progress(key, count, now);
+        if left > 0 {
+            return;
+        }
+        self.socket(key).batch = None;
         self.core.handle_written(key, now);
         self.fill(key, now);
+    }
+
+    /// The client's kernel acknowledges up to `count` bytes.
+    pub fn acknowledge(&mut self, key: ConnectionKey, count: usize, now: Now) {
+        let socket = self.socket(key);
+        let count = count.min(socket.unacked);
+        if count > 0 {
+            socket.unacked -= count;
+            socket.acked_ms = now.ms;
+        }
+    }
+
+    /// The shard asks how much is unacknowledged, and may end the connection for it.
+    fn ask_unacked(&mut self, key: ConnectionKey, now: Now) {
+        let socket = self.socket(key);
+        let (unacked, acked_ms) = (socket.unacked, socket.acked_ms);
+        let before = self.core.counters.closed_stalled;
+        self.core.handle_unacked(key, u32::try_from(unacked).expect("small"), now);
+        if self.core.counters.closed_stalled > before {
+            let stalled_ms = now.ms - acked_ms;
+            let stall_ms_max = u64::from(self.core.setup.limits.write_stall_ms_max);
+            assert!(stalled_ms >= stall_ms_max, "its peer took bytes {stalled_ms} ms ago");
+        }
+    }
+
+    /// No peer is waited for longer than the limit: a pause may pass before its last acknowledgement is
+    /// seen, and another before the next question.
+    pub fn check_stalled(&self, now: Now, pause_ms_max: u64) {
+        let stall_ms_max = u64::from(self.core.setup.limits.write_stall_ms_max);
+        let late_ms = stall_ms_max + stall_ms_max / 8 + 2 * pause_ms_max;
+        for socket in self.sockets.values().filter(|socket| socket.unacked > 0) {
+            assert!(now.ms < socket.acked_ms + late_ms, "a stalled peer is still there");
+        }
     }
 
     fn fill(&mut self, key: ConnectionKey, now: Now) {
@@ -381,7 +426,7 @@ impl Node {
     }
 
     /// Carries out what the core decided.
-    pub fn act(&mut self) -> Vec<Outgoing> {
+    pub fn act(&mut self, now: Now) -> Vec<Outgoing> {
         let mut out = Vec::new();
         while let Some(effect) = self.core.poll_effect() {
             self.trace.add(std::mem::discriminant(&effect));
@@ -416,8 +461,9 @@ impl Node {
                 Effect::Write(key) => self.socket(key).write_due = true,
                 Effect::ResumeRead(key) => self.socket(key).resume_due = true,
                 Effect::Finish(key) => self.socket(key).finished = true,
-                Effect::Release(key) => {
-                    self.trace.add(key);
+                Effect::AskUnacked(key) => self.ask_unacked(key, now),
+                Effect::Release { key, reset } => {
+                    self.trace.add((key, reset));
                     assert!(self.sockets.remove(&key).is_some(), "released once");
                     self.gone.push(key);
                 }
@@ -437,7 +483,10 @@ impl Node {
             1 => assert_eq!(self.core.handle_resumed(key, now), Reading::Gone),
             2 => self.core.handle_eof(key, now),
             3 => self.core.handle_broken(key),
-            4 => self.core.handle_progress(key, now),
+            4 => {
+                self.core.handle_progress(key, 7, now);
+                self.core.handle_unacked(key, 0, now);
+            }
             5 => self.core.handle_written(key, now),
             _ => assert!(!self.core.fill(key, &mut Batch::default(), now)),
         }

@@ -41,6 +41,10 @@ pub struct Socket {
     pub batch: Option<Batch>,
     /// Bytes of that batch as they were filled and are not taken yet.
     pub unsent: Vec<u8>,
+    /// Bytes the socket took that the client has not acknowledged, and when it last did, or was first
+    /// given some.
+    pub unacked: usize,
+    pub acked_ms: u64,
     /// The client reads nothing.
     pub stuck: bool,
     /// The client has shut its writing side; nothing follows `inbound`.
@@ -74,6 +78,8 @@ impl Socket {
             write_due: false,
             batch: None,
             unsent: Vec::new(),
+            unacked: 0,
+            acked_ms: 0,
             stuck: false,
             silent: false,
             eof: false,

@@ -14,6 +14,9 @@ use crate::relay::session::{Phase, Stage};
 use crate::relay::{ConnectionKey, Limits, Now, Pages, Setup, Shard};
 use crate::wire::frame::Opcode;
 
+/// The longest step of the clock.
+const LONGEST_PAUSE_MS: u64 = 2_500;
+
 /// See the module.
 pub struct World {
     rng: Rng,
@@ -112,9 +115,10 @@ impl World {
                 node.read(key, count, now);
             }),
             46..66 => self.with_socket(at, |node, key, rng| {
-                if !node.sockets[&key].stuck {
-                    let count = rng.pick(&[1, 50, 900, 10_000, 1 << 20]);
-                    node.write(key, count, now);
+                let count = rng.pick(&[1, 50, 900, 10_000, 1 << 20]);
+                node.write(key, count, now);
+                if !node.sockets.get(&key).is_none_or(|socket| socket.stuck) {
+                    node.acknowledge(key, rng.pick(&[1, 900, 10_000, 1 << 20]), now);
                 }
             }),
             66..71 => self.commit(),
@@ -178,7 +182,7 @@ impl World {
 
     /// Carries out a shard's effects.
     fn act(&mut self, at: usize) {
-        for outgoing in self.nodes[at].act() {
+        for outgoing in self.nodes[at].act(self.now) {
             match outgoing {
                 Outgoing::Submit(submission) => self.submitted.push_back(submission),
                 Outgoing::Publish { token, event } => {
@@ -225,11 +229,12 @@ impl World {
     }
 
     fn pass_time(&mut self) {
-        let ms = self.rng.pick(&[1, 10, 50, 250, 250, 900, 2_500]);
+        let ms = self.rng.pick(&[1, 10, 50, 250, 250, 900, LONGEST_PAUSE_MS]);
         self.now = Now { ms: self.now.ms + ms, unix_s: self.now.unix_s + ms / 1_000 };
         for at in 0..self.nodes.len() {
             self.nodes[at].timer(self.now);
             self.act(at);
+            self.nodes[at].check_stalled(self.now, LONGEST_PAUSE_MS);
         }
     }
 
@@ -262,9 +267,10 @@ impl World {
         let mut still = true;
         for key in keys {
             type Call = fn(&mut Node, ConnectionKey, Now);
-            let calls: [Call; 3] = [
+            let calls: [Call; 4] = [
                 |node, key, now| node.resume(key, now),
                 |node, key, now| node.read(key, 1 << 20, now),
+                |node, key, now| node.acknowledge(key, 1 << 20, now),
                 |node, key, now| node.write(key, 1 << 20, now),
             ];
             for call in calls {
