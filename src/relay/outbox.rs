@@ -55,6 +55,9 @@ enum Body {
     Event(Bytes),
     /// A whole message: EOSE or CLOSED.
     Text(Box<[u8]>),
+    /// A message on its way back.
+    #[cfg(any(test, feature = "echo-endpoint"))]
+    Echo(Opcode, Bytes),
 }
 
 /// A close frame's content.
@@ -153,6 +156,14 @@ impl Outbox {
         self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Text(text) });
     }
 
+    /// Queues an echo.
+    #[cfg(any(test, feature = "echo-endpoint"))]
+    pub(super) fn push_echo(&mut self, name: &Rc<Name>, opcode: Opcode, payload: Bytes) {
+        self.stream_bytes += payload.len();
+        let body = Body::Echo(opcode, payload);
+        self.stream.push_back(StreamFrame { name: name.clone(), body });
+    }
+
     /// Drops the frames of a subscription that wait; returns how many events were among them.
     pub fn purge(&mut self, name: &Rc<Name>) -> u64 {
         self.purge_if(|other| Rc::ptr_eq(other, name))
@@ -247,6 +258,11 @@ impl Outbox {
                     batch.push_frame(Opcode::Text, &frame.name.event_prefix, json, b"]");
                 }
                 Body::Text(text) => batch.push_small(Opcode::Text, text),
+                #[cfg(any(test, feature = "echo-endpoint"))]
+                Body::Echo(opcode, payload) => {
+                    let (prefix, body, suffix) = super::echo::parts(payload);
+                    batch.push_frame(*opcode, prefix, &body, suffix);
+                }
             }
         }
         self.shrink();
@@ -286,6 +302,8 @@ impl Body {
         match self {
             Self::Event(json) => json.len(),
             Self::Text(text) => text.len(),
+            #[cfg(any(test, feature = "echo-endpoint"))]
+            Self::Echo(_, payload) => payload.len(),
         }
     }
 }

@@ -56,7 +56,10 @@ impl Shard {
         let pages = self.setup.pages.clone();
         let stopping = self.stopping;
         let Some(session) = self.session(key) else { return };
-        let (request, used) = match http::read_request(&session.backlog, &pages.endpoint) {
+        let request = http::read_request(&session.backlog, &pages.endpoint);
+        #[cfg(any(test, feature = "echo-endpoint"))]
+        let request = session.begin_echo(request);
+        let (request, used) = match request {
             Ok(None) => return,
             Ok(Some(parts)) => parts,
             Err(error) => return self.answer_http(key, error.response(), CloseReason::Http, now),
@@ -98,13 +101,22 @@ impl Shard {
             if session.phase != Phase::Open {
                 return;
             }
-            if !session.has_credit(limits.replies_max) {
+            if !session.has_credit(&limits) {
                 session.backlog = input.to_vec();
                 session.paused = true;
                 self.counters.reads_paused += 1;
                 return;
             }
-            match session.decoder.next(&mut input) {
+            let item = session.decoder.next(&mut input);
+            #[cfg(any(test, feature = "echo-endpoint"))]
+            if let (Some(echo), Ok(Some(item))) = (&session.echo, &item)
+                && echo.answer(item, &mut session.outbox)
+            {
+                self.counters.messages_in += 1;
+                self.ask_write(key);
+                continue;
+            }
+            match item {
                 Ok(None) => return,
                 Ok(Some(Item::Text(text))) => {
                     self.counters.messages_in += 1;
@@ -120,6 +132,10 @@ impl Shard {
                 Ok(Some(Item::Binary(_))) => {
                     let close = Close { code: Some(1003), reason: "only text is spoken here" };
                     return self.close(key, close, CloseReason::Protocol, now);
+                }
+                #[cfg(any(test, feature = "echo-endpoint"))]
+                Ok(Some(Item::Close(code))) if session.echo.is_some() => {
+                    return self.end_echo(key, Close { code, reason: "" }, now);
                 }
                 Ok(Some(Item::Close(code))) => {
                     return self.take_leave(key, Close { code, reason: "" }, now);
@@ -285,9 +301,11 @@ impl Shard {
 
     /// Lets a paused reader go on once credit is back.
     pub(super) fn resume_if_credit(&mut self, key: ConnectionKey, now: Now) {
-        let replies_max = self.setup.limits.replies_max;
-        let Some(session) = self.session(key) else { return };
-        if session.may_resume(replies_max) {
+        let limits = &self.setup.limits;
+        let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+            return;
+        };
+        if session.may_resume(limits) {
             session.paused = false;
             session.heard_ms = now.ms;
             self.effects.push_back(Effect::ResumeRead(key));

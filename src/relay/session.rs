@@ -12,6 +12,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "echo-endpoint"))]
+use super::echo::Echo;
+use super::limits::Limits;
 use super::outbox::{Close, Name, Outbox};
 use super::ports::Sequence;
 use crate::nostr::{Candidate, Event, SubscriptionId};
@@ -121,6 +124,9 @@ pub(super) struct Session {
     pub(super) progress_ms: u64,
     /// When the unanswered ping was sent, in milliseconds.
     pub(super) pinged_ms: Option<u64>,
+    /// Its messages are answered with themselves.
+    #[cfg(any(test, feature = "echo-endpoint"))]
+    pub(super) echo: Option<Echo>,
 }
 
 impl Session {
@@ -149,6 +155,8 @@ impl Session {
             unacked_bytes: 0,
             progress_ms: now_ms,
             pinged_ms: None,
+            #[cfg(any(test, feature = "echo-endpoint"))]
+            echo: None,
         }
     }
 
@@ -164,15 +172,20 @@ impl Session {
 
     /// Whether another message may be decoded: a reply slot is free and the events before it have
     /// not piled up.
-    pub(super) fn has_credit(&self, replies_max: u32) -> bool {
-        self.replies_owed < replies_max && self.verify_bytes < VERIFY_BYTES_MAX
+    pub(super) fn has_credit(&self, limits: &Limits) -> bool {
+        #[cfg(any(test, feature = "echo-endpoint"))]
+        if !self.may_echo(limits) {
+            return false;
+        }
+        self.replies_owed < limits.replies_max && self.verify_bytes < VERIFY_BYTES_MAX
     }
 
     /// Whether a paused reader may go on. Half of the credit must be back, so that what has been
     /// received is not moved about for one message at a time.
-    pub(super) fn may_resume(&self, replies_max: u32) -> bool {
+    pub(super) fn may_resume(&self, limits: &Limits) -> bool {
         self.paused
-            && self.replies_owed <= replies_max / 2
+            && self.has_credit(limits)
+            && self.replies_owed <= limits.replies_max / 2
             && self.verify_bytes <= VERIFY_BYTES_MAX / 2
     }
 }

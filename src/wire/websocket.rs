@@ -73,6 +73,9 @@ pub struct Decoder {
     payload: Option<(ClientHeader, u64)>,
     /// `small` or `message` was handed out and is to be cleared.
     handed_out: Option<Opcode>,
+    /// Text is taken as it is.
+    #[cfg(any(test, feature = "echo-endpoint"))]
+    trusts_text: bool,
 }
 
 /// A message buffer larger than this is given back after its message.
@@ -90,7 +93,15 @@ impl Decoder {
             begun: None,
             payload: None,
             handed_out: None,
+            #[cfg(any(test, feature = "echo-endpoint"))]
+            trusts_text: false,
         }
+    }
+
+    /// Leaves the check for UTF-8 out: a fault for a conformance suite to find.
+    #[cfg(any(test, feature = "echo-endpoint"))]
+    pub(crate) fn trust_text(&mut self) {
+        self.trusts_text = true;
     }
 
     /// Takes bytes from the front of `input` up to the end of the next item; `None` when the input
@@ -115,7 +126,8 @@ impl Decoder {
                     let (payload, rest) = std::mem::take(input).split_at_mut(len);
                     *input = rest;
                     unmask(payload, header.mask, 0);
-                    if header.opcode == Opcode::Text && simdutf8::basic::from_utf8(payload).is_err()
+                    if self.is_checked(header.opcode)
+                        && simdutf8::basic::from_utf8(payload).is_err()
                     {
                         return Err(DecodeError::NotUtf8);
                     }
@@ -133,7 +145,7 @@ impl Decoder {
             }
             if header.fin {
                 let opcode = self.begun.take().expect("a fragment belongs to a message");
-                if opcode == Opcode::Text && self.checked < self.message.len() {
+                if self.is_checked(opcode) && self.checked < self.message.len() {
                     return Err(DecodeError::NotUtf8);
                 }
                 self.handed_out = Some(opcode);
@@ -210,7 +222,7 @@ impl Decoder {
             self.small.extend_from_slice(bytes);
         } else {
             self.message.extend_from_slice(bytes);
-            if self.begun == Some(Opcode::Text) {
+            if self.begun.is_some_and(|opcode| self.is_checked(opcode)) {
                 self.check_utf8()?;
             }
         }
@@ -218,6 +230,19 @@ impl Decoder {
             self.payload = None;
         }
         Ok(done)
+    }
+
+    /// Whether messages of this opcode must be UTF-8.
+    #[cfg_attr(
+        not(any(test, feature = "echo-endpoint")),
+        expect(clippy::unused_self, reason = "a fault is kept here")
+    )]
+    fn is_checked(&self, opcode: Opcode) -> bool {
+        #[cfg(any(test, feature = "echo-endpoint"))]
+        if self.trusts_text {
+            return false;
+        }
+        opcode == Opcode::Text
     }
 
     /// Fails at the first byte that no continuation can repair (RFC 6455 §8.1).

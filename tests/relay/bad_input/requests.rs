@@ -58,6 +58,7 @@ fn heads() -> Vec<Case> {
         status("relative target", get("GET index HTTP/1.1"), 400),
         status("a space in the target", get("GET /a b HTTP/1.1"), 400),
         status("another path", get("GET /other HTTP/1.1"), 404),
+        changed("the endpoint of conformance tests", "GET / ", "GET /echo ", 404),
         status("a path with dots", get("GET /../etc/passwd HTTP/1.1"), 404),
         changed("a handshake elsewhere", "GET / ", "GET /other ", 404),
         changed("no host", host, "", 400),
