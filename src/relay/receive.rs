@@ -65,7 +65,7 @@ impl Shard {
             Err(error) => return self.answer_http(key, error.response(), CloseReason::Http, now),
         };
         let answer = |body: &str, kind: &str, with_body: bool| {
-            let mut response = http::respond("200 OK", kind, "", body);
+            let mut response = http::respond("200 OK", kind, "Vary: Accept\r\n", body);
             if !with_body {
                 response.truncate(response.len() - body.len());
             }

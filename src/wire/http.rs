@@ -1,6 +1,6 @@
 //! The one HTTP request a connection begins with (RFC 9112), and the answers that are not a WebSocket.
 
-use tungstenite::handshake::server::{Request as Handshake, create_response, write_response};
+use tungstenite::handshake::derive_accept_key;
 
 /// Longest request head.
 pub const HEAD_BYTES_MAX: usize = 8 << 10;
@@ -106,8 +106,17 @@ pub fn read_request(bytes: &[u8], endpoint: &str) -> Result<Option<(Request, usi
         }
         Err(_) => return Err(HttpError::Malformed("malformed request")),
     };
-    let request = Head::new(&head)?;
-    Ok(Some((request.decide(&window[..used], endpoint)?, used)))
+    if has_bare_newline(&window[..used]) {
+        return Err(HttpError::Malformed("a line ends with CRLF"));
+    }
+    Ok(Some((Head::new(&head)?.decide(endpoint)?, used)))
+}
+
+/// RFC 9112 §2.2 lets a server read a lone LF as a line's end; a proxy that does not would see another
+/// request than this one.
+fn has_bare_newline(head: &[u8]) -> bool {
+    let after_cr = std::iter::once(&0).chain(head);
+    head.iter().zip(after_cr).any(|(byte, before)| *byte == b'\n' && *before != b'\r')
 }
 
 /// Whether the request line is a method, a target and something of HTTP: another version, then, and
@@ -118,12 +127,19 @@ fn names_a_version(head: &[u8]) -> bool {
     parts.nth(2).is_some_and(|part| part.starts_with(b"HTTP/"))
 }
 
-/// The parts of a head that decide.
+/// The parts of a head that decide. Lists are read item by item, over all fields of their name (RFC
+/// 9110 §5.3).
 struct Head<'a> {
     method: &'a str,
-    path: &'a str,
+    /// `None` stands for the whole server (`OPTIONS *`).
+    path: Option<&'a str>,
+    /// `Accept` lists the relay information document.
     accept_nostr: bool,
-    upgrade: bool,
+    /// `Upgrade` lists `websocket`.
+    to_web_socket: bool,
+    /// `Connection` lists `upgrade`.
+    connection_upgrade: bool,
+    key: Option<&'a [u8]>,
     web_socket_version: Option<&'a [u8]>,
 }
 
@@ -132,55 +148,55 @@ impl<'a> Head<'a> {
         if head.version != Some(1) {
             return Err(HttpError::HttpVersion);
         }
+        let method = head.method.unwrap_or_default();
         let mut parts = Head {
-            method: head.method.unwrap_or_default(),
-            path: path_of(head.path.unwrap_or_default())?,
+            method,
+            path: path_of(method, head.path.unwrap_or_default())?,
             accept_nostr: false,
-            upgrade: false,
+            to_web_socket: false,
+            connection_upgrade: false,
+            key: None,
             web_socket_version: None,
         };
-        let mut hosts = 0;
-        let mut keys = 0;
+        let (mut host, mut length) = (None, None);
         for field in head.headers.iter() {
-            let value = field.value;
+            let value = field.value.trim_ascii();
             match field.name.to_ascii_lowercase().as_str() {
-                "host" => hosts += 1,
-                "accept" => parts.accept_nostr |= contains(value, b"application/nostr+json"),
-                "upgrade" => parts.upgrade |= contains(value, b"websocket"),
-                "sec-websocket-key" => {
-                    keys += 1;
-                    parts.upgrade = true;
+                "host" => once(&mut host, value, "a request names one host")?,
+                "accept" => parts.accept_nostr |= accepts(value, "application/nostr+json"),
+                "upgrade" => parts.to_web_socket |= lists(value, "websocket"),
+                "connection" => parts.connection_upgrade |= lists(value, "upgrade"),
+                "sec-websocket-key" => once(&mut parts.key, value, "a handshake has one key")?,
+                "sec-websocket-version" => {
+                    once(&mut parts.web_socket_version, value, "a handshake has one version")?;
                 }
-                "sec-websocket-version" => parts.web_socket_version = Some(value),
-                "content-length" if value.trim_ascii() != b"0" => {
-                    return Err(HttpError::Malformed("a request here has no body"));
-                }
+                "content-length" => once(&mut length, value, "a request has one length")?,
                 "transfer-encoding" => {
                     return Err(HttpError::Malformed("a request here has no body"));
                 }
                 _ => {}
             }
         }
-        if hosts != 1 {
+        if !host.is_some_and(is_host) {
             return Err(HttpError::Malformed("a request names one host"));
         }
-        if keys > 1 {
-            return Err(HttpError::Malformed("a handshake has one key"));
+        if length.is_some_and(|length| length != b"0") {
+            return Err(HttpError::Malformed("a request here has no body"));
         }
         Ok(parts)
     }
 
-    fn decide(&self, bytes: &[u8], endpoint: &str) -> Result<Request, HttpError> {
+    fn decide(&self, endpoint: &str) -> Result<Request, HttpError> {
         if !matches!(self.method, "GET" | "HEAD" | "OPTIONS") {
             return Err(HttpError::Method);
         }
-        if self.path != endpoint {
+        if self.path.is_some_and(|path| path != endpoint) {
             return Err(HttpError::NotFound);
         }
         if self.method == "OPTIONS" {
             return Ok(Request::Preflight);
         }
-        if !self.upgrade {
+        if !self.to_web_socket && self.key.is_none() {
             let body = self.method == "GET";
             return Ok(match self.accept_nostr {
                 true => Request::Document { body },
@@ -190,37 +206,92 @@ impl<'a> Head<'a> {
         if self.method != "GET" {
             return Err(HttpError::Malformed("a handshake is a GET"));
         }
-        if self.web_socket_version.is_some_and(|version| version.trim_ascii() != b"13") {
+        self.handshake()
+    }
+
+    /// RFC 6455 §4.2.
+    fn handshake(&self) -> Result<Request, HttpError> {
+        if self.web_socket_version.is_some_and(|version| version != b"13") {
             return Err(HttpError::WebSocketVersion);
         }
-        handshake(bytes).ok_or(HttpError::Malformed("malformed WebSocket handshake"))
+        let asked = self.to_web_socket && self.connection_upgrade;
+        match self.key {
+            Some(key) if asked && self.web_socket_version.is_some() && is_key(key) => {
+                let accept = derive_accept_key(key);
+                let response = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                     Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+                );
+                Ok(Request::WebSocket { response: response.into_bytes() })
+            }
+            _ => Err(HttpError::Malformed("malformed WebSocket handshake")),
+        }
     }
 }
 
-/// RFC 6455 §4.2, by the library.
-fn handshake(bytes: &[u8]) -> Option<Request> {
-    use tungstenite::handshake::machine::TryParse;
-    let (_, request) = Handshake::try_parse(bytes).ok()??;
-    let mut response = Vec::with_capacity(160);
-    write_response(&mut response, &create_response(&request).ok()?).ok()?;
-    Some(Request::WebSocket { response })
+/// Notes the value of a field that may stand in a request once.
+fn once<'a>(
+    slot: &mut Option<&'a [u8]>,
+    value: &'a [u8],
+    rule: &'static str,
+) -> Result<(), HttpError> {
+    match slot.replace(value) {
+        Some(_) => Err(HttpError::Malformed(rule)),
+        None => Ok(()),
+    }
 }
 
-/// The path of a request target, in origin or absolute form (RFC 9112 §3.2), without its query.
-fn path_of(target: &str) -> Result<&str, HttpError> {
-    let target = target.split(['?', '#']).next().unwrap_or_default();
+/// The items of a list (RFC 9110 §5.6.1).
+fn items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Whether a list names this token, in any case.
+fn lists(value: &[u8], token: &str) -> bool {
+    items(value).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// Whether a list names this media type, in any case and with any parameters (RFC 9110 §12.5.1).
+fn accepts(value: &[u8], media_type: &str) -> bool {
+    let mut types = items(value).filter_map(|item| item.split(|byte| *byte == b';').next());
+    types.any(|name| name.trim_ascii().eq_ignore_ascii_case(media_type.as_bytes()))
+}
+
+/// 16 bytes in base64 (RFC 6455 §4.1).
+fn is_key(key: &[u8]) -> bool {
+    let digits = key.strip_suffix(b"==").unwrap_or_default();
+    digits.len() == 22
+        && digits.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
+}
+
+/// The characters of `host[:port]` (RFC 3986 §3.2.2); no user, and no comma that would make it a list.
+fn is_host(value: &[u8]) -> bool {
+    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%:[]".contains(byte);
+    !value.is_empty() && value.iter().all(fits)
+}
+
+/// The path of a request target without its query: in origin or absolute form, or `None` for the whole
+/// server (RFC 9112 §3.2). The authority of an absolute form takes the place of `Host` and like it is
+/// not compared with anything.
+fn path_of<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>, HttpError> {
+    const MALFORMED: HttpError = HttpError::Malformed("malformed request target");
+    if target.contains('#') {
+        return Err(MALFORMED);
+    }
+    if target == "*" && method == "OPTIONS" {
+        return Ok(None);
+    }
+    let target = target.split('?').next().unwrap_or_default();
     if target.starts_with('/') {
-        return Ok(target);
+        return Ok(Some(target));
     }
-    let rest = target
-        .strip_prefix("http://")
-        .or_else(|| target.strip_prefix("ws://"))
-        .ok_or(HttpError::Malformed("malformed request target"))?;
-    Ok(rest.find('/').map_or("/", |at| &rest[at..]))
-}
-
-fn contains(value: &[u8], wanted: &[u8]) -> bool {
-    value.windows(wanted.len()).any(|window| window.eq_ignore_ascii_case(wanted))
+    let (scheme, rest) = target.split_once("://").ok_or(MALFORMED)?;
+    let known = ["http", "https", "ws", "wss"].iter().any(|name| scheme.eq_ignore_ascii_case(name));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if !known || !is_host(authority.as_bytes()) {
+        return Err(MALFORMED);
+    }
+    Ok(Some(if path.is_empty() { "/" } else { path }))
 }
 
 /// Any page may read what a relay says of itself (NIP-11).

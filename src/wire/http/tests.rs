@@ -33,6 +33,11 @@ fn status(response: &[u8]) -> u16 {
     status[..3].parse().expect("a status is a number")
 }
 
+/// How many fields let any page read a response.
+fn cors(response: &[u8]) -> usize {
+    String::from_utf8_lossy(response).matches("\r\nAccess-Control-Allow-").count()
+}
+
 fn see(result: &Result<Option<(Request, usize)>, HttpError>) -> Seen {
     match result {
         Ok(None) => Seen::Incomplete,
@@ -43,7 +48,11 @@ fn see(result: &Result<Option<(Request, usize)>, HttpError>) -> Seen {
         Ok(Some((Request::Document { body }, _))) => Seen::Document { body: *body },
         Ok(Some((Request::Page { body }, _))) => Seen::Page { body: *body },
         Ok(Some((Request::Preflight, _))) => Seen::Preflight,
-        Err(error) => Seen::Refused(status(&error.response())),
+        Err(error) => {
+            let response = error.response();
+            assert_eq!(cors(&response), 3, "any page may read a refusal");
+            Seen::Refused(status(&response))
+        }
     }
 }
 
@@ -54,6 +63,7 @@ fn read(bytes: &[u8]) -> Seen {
 #[test]
 fn a_request_is_what_its_head_says() {
     use Seen::{Document, Page, Preflight, WebSocket};
+    const NOSTR: Seen = Document { body: true };
     let nostr = "Accept: application/nostr+json\r\n";
     let mixed = "accept: text/html, Application/Nostr+JSON;q=0.9\r\n";
     let cases = [
@@ -70,9 +80,23 @@ fn a_request_is_what_its_head_says() {
             WebSocket,
         ),
         (handshake_with("Connection: Upgrade", "Connection: keep-alive, upgrade"), WebSocket),
+        (handshake_with("Connection: Upgrade", "Connection: a\r\nConnection: upgrade"), WebSocket),
+        (handshake_with("Connection: Upgrade", "Connection:Upgrade ,\ta"), WebSocket),
+        (handshake_with("Upgrade: websocket", "Upgrade: h2c, WebSocket"), WebSocket),
+        (handshake_with("Upgrade: websocket", "Upgrade: h2c\r\nUpgrade: websocket"), WebSocket),
         (head("GET http://relay.example/ HTTP/1.1", UPGRADE), WebSocket),
         (head("GET ws://relay.example HTTP/1.1", UPGRADE), WebSocket),
         (head("GET http://relay.example?a/b HTTP/1.1", ""), Page { body: true }),
+        (head("GET WSS://[::1]:443/?x HTTP/1.1", UPGRADE), WebSocket),
+        (head("GET HTTPS://other HTTP/1.1", ""), Page { body: true }),
+        (head("OPTIONS * HTTP/1.1", ""), Preflight),
+        // A server need not follow an offer to speak something else.
+        (head("GET / HTTP/1.1", "Connection: Upgrade\r\nUpgrade: h2c\r\n"), Page { body: true }),
+        (head("GET / HTTP/1.1", "Upgrade: notwebsocket\r\n"), Page { body: true }),
+        (head("GET / HTTP/1.1", "Upgrade: websocket2, xwebsocket\r\n"), Page { body: true }),
+        (head("GET / HTTP/1.1", "Accept: x/application/nostr+json\r\n"), Page { body: true }),
+        (head("GET / HTTP/1.1", "Accept: application/nostr+jsonx\r\n"), Page { body: true }),
+        (head("GET / HTTP/1.1", "Accept: a/b\r\nAccept: application/nostr+json \r\n"), NOSTR),
         (head("GET / HTTP/1.1", ""), Page { body: true }),
         (head("GET / HTTP/1.1", "Content-Length: 0\r\n"), Page { body: true }),
         (head("HEAD / HTTP/1.1", ""), Page { body: false }),
@@ -115,6 +139,23 @@ fn each_bad_head_has_its_status() {
         (head("GET relay HTTP/1.1", ""), 400),
         (head("GET * HTTP/1.1", ""), 400),
         (head("GET ftp://relay.example/ HTTP/1.1", ""), 400),
+        (head("GET http:/// HTTP/1.1", ""), 400),
+        (head("GET http://user@relay.example/ HTTP/1.1", ""), 400),
+        (head("GET /#part HTTP/1.1", ""), 400),
+        (head("GET /?#part HTTP/1.1", ""), 400),
+        (head("OPTIONS *x HTTP/1.1", ""), 400),
+        (b"GET / HTTP/1.1\nHost: r\n\n".to_vec(), 400),
+        (b"GET / HTTP/1.1\r\nHost: r\n\r\n".to_vec(), 400),
+        (b"GET / HTTP/1.1\r\nHost: r\r\n\n".to_vec(), 400),
+        (b"\nGET / HTTP/1.1\r\nHost: r\r\n\r\n".to_vec(), 400),
+        (b"GET / HTTP/1.1\r\nHost:\r\n\r\n".to_vec(), 400),
+        (b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n".to_vec(), 400),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n".to_vec(), 400),
+        (b"GET / HTTP/1.1\r\nHost: user@a\r\n\r\n".to_vec(), 400),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".to_vec(), 400),
+        (head("GET / HTTP/1.1", "X: a\r\n b\r\n"), 400),
+        (head("GET / HTTP/1.1", "Content-Length: 0\r\nContent-Length: 0\r\n"), 400),
+        (head("GET / HTTP/1.1", "Content-Length: 0, 0\r\n"), 400),
         (head("GET / HTTP/1.1", "Content-Length: 5\r\n"), 400),
         (head("GET / HTTP/1.1", "Content-Length: 0\r\nContent-Length: 1\r\n"), 400),
         (head("GET / HTTP/1.1", "Transfer-Encoding: chunked\r\n"), 400),
@@ -137,6 +178,16 @@ fn each_bad_head_has_its_status() {
         (handshake_with("websocket", "h2c, websocket2"), 400),
         (handshake_with("Connection: Upgrade\r\n", ""), 400),
         (handshake_with("Connection: Upgrade", "Connection: close"), 400),
+        (handshake_with("Connection: Upgrade", "Connection: keep-alive upgrade"), 400),
+        (handshake_with("Connection: Upgrade", "Connection: notupgrade, upgrade2"), 400),
+        (handshake_with("Upgrade: websocket", "Upgrade: notwebsocket"), 400),
+        (handshake_with("Upgrade: websocket", "Upgrade: websocket/13"), 400),
+        (handshake_with("Version: 13", "Version: 13\r\nSec-WebSocket-Version: 13"), 400),
+        (handshake_with("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ=_"), 400),
+        (handshake_with("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZ==="), 400),
+        (handshake_with("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQAA"), 400),
+        (handshake_with("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQhIQ=="), 400),
+        (handshake_with("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQAAAA=="), 400),
     ];
     for (bytes, expected) in cases {
         let seen = read(&bytes);
@@ -234,6 +285,7 @@ fn any_head() -> impl Strategy<Value = Vec<u8>> {
     let field = prop::sample::select(vec![
         "Host: r",
         "Upgrade: websocket",
+        "Upgrade: notwebsocket",
         "Connection: Upgrade",
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Version: 13",

@@ -4,7 +4,8 @@ use super::{Case, Expected, request};
 use crate::support::raw::HANDSHAKE;
 
 fn status(name: &str, bytes: impl Into<Vec<u8>>, status: u16) -> Case {
-    request(name, bytes, Expected::Http(status, vec!["Connection: close\r\n"]))
+    let parts = [&CORS[..], &["Connection: close\r\n"]].concat();
+    request(name, bytes, Expected::Http(status, parts))
 }
 
 /// The handshake with one thing changed.
@@ -70,6 +71,11 @@ fn heads() -> Vec<Case> {
         status("an empty name", field(": b"), 400),
         status("a NUL in a value", field("X-A: \0"), 400),
         status("a control character in a name", field("X\u{1}A: b"), 400),
+        status("bare line feeds", "GET / HTTP/1.1\nHost: localhost\n\n", 400),
+        status("one bare line feed", field("X-A: b\nX-B: c"), 400),
+        changed("an empty host", host, "Host:\r\n", 400),
+        changed("a host that is a list", host, "Host: a, b\r\n", 400),
+        status("two lengths", field("Content-Length: 0\r\nContent-Length: 0"), 400),
         status("a bare carriage return", field("X-A: b\rX-B: c"), 400),
         status("a body", field("Content-Length: 5"), 400),
         status("a length that is no number", field("Content-Length: x"), 400),
@@ -99,6 +105,7 @@ fn handshakes() -> Vec<Case> {
         changed("Upgrade to something else", upgrade, "Upgrade: h2c\r\n", 400),
         changed("Upgrade to nothing", upgrade, "Upgrade:\r\n", 400),
         changed("Upgrade to nearly that", upgrade, "Upgrade: websockets\r\n", 400),
+        changed("Upgrade to what ends so", upgrade, "Upgrade: notwebsocket\r\n", 400),
         changed("no Connection", connection, "", 400),
         changed("Connection: close", connection, "Connection: close\r\n", 400),
         changed("Connection: keep-alive", connection, "Connection: keep-alive\r\n", 400),
@@ -116,6 +123,12 @@ fn handshakes() -> Vec<Case> {
         still_open("names in lower case", upgrade, "upgrade: websocket\r\n"),
         still_open("values in upper case", upgrade, "Upgrade: WebSocket\r\n"),
         still_open("several connection options", connection, "Connection: keep-alive, Upgrade\r\n"),
+        still_open(
+            "several connection fields",
+            connection,
+            &format!("Connection: a\r\n{connection}"),
+        ),
+        still_open("several upgrades", upgrade, "Upgrade: h2c, websocket\r\n"),
         still_open(
             "an extension nobody knows",
             key,
