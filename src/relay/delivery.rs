@@ -33,7 +33,8 @@ impl Shard {
         self.unsubscribe(key, &id, now);
         let max = self.setup.limits.subscriptions_max as usize;
         let Some(session) = self.session(key) else { return };
-        if session.subscriptions.len() >= max {
+        // One the relay has ended holds its place until its CLOSED has left: so many wait at most.
+        if session.subscriptions.len() + session.outbox.stream_closed() >= max {
             let reason = format!("rate-limited: {max} subscriptions are open, the most allowed");
             return self.refuse_subscription(key, &id, &reason, now);
         }
@@ -153,9 +154,7 @@ impl Shard {
         let (key, name) = (subscription.connection, subscription.name.clone());
         self.end_subscription(slot);
         if let Some(session) = self.session(key) {
-            session
-                .outbox
-                .push_stream(&name, RelayMessage::Closed { subscription: name.id(), text });
+            session.outbox.push_closed(&name, text);
             self.ask_write(key);
         }
     }
@@ -308,9 +307,7 @@ impl Shard {
                         break true;
                     }
                     Stage::Finishing => {
-                        let name = &subscription.name;
-                        let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
-                        session.outbox.push_stream(name, eose);
+                        session.outbox.push_eose(&subscription.name);
                         subscription.stage = Stage::Live;
                         subscription.live_ms = now.ms;
                         subscription.stored = VecDeque::new();

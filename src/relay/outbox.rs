@@ -4,11 +4,26 @@
 //! |---|---|---|
 //! | control | ping, pong | one ping; [`PONGS_MAX`] pongs, then a new one replaces the oldest |
 //! | replies | OK, NOTICE, CLOSED of a refused REQ | one slot an inbound message, reserved when it is read |
-//! | stream | EVENT, EOSE, CLOSED of a subscription | `outbox_messages_max`, `outbox_bytes_max`; EOSE and CLOSED always fit, there is at most one of each a subscription |
+//! | stream | EVENT, EOSE, CLOSED of a subscription | `outbox_messages_max`, `outbox_bytes_max`; EOSE and CLOSED always fit: one EOSE an open subscription, and a subscription the relay has ended keeps its place among `subscriptions_max` until its CLOSED is in a batch |
 //! | last | close | one, after all else |
 //!
 //! A batch takes the lanes in this order, so a pong overtakes what waits, though not what is already
 //! on its way. Producers add here and never touch the socket.
+//!
+//! The single-writer pattern this stems from has one bounded queue of `WriteRequest`s, each with a kind
+//! and a deadline, before one writer. The same contract here:
+//!
+//! | `WriteRequest` | here |
+//! |---|---|
+//! | text | [`push_reply`](Outbox::push_reply), [`push_event`](Outbox::push_event), [`push_eose`](Outbox::push_eose), [`push_closed`](Outbox::push_closed) |
+//! | binary | none: NIP-01 is text |
+//! | ping, every 30 s | [`push_ping`](Outbox::push_ping), `ping_interval_ms`, answered within `pong_wait_ms_max` (60 s) |
+//! | pong | [`push_pong`](Outbox::push_pong) |
+//! | close | [`push_close`](Outbox::push_close), after all that was queued, within `drain_ms_max` |
+//! | deadline of one write, 10 s | `write_stall_ms_max`: the peer acknowledges something within it |
+//! | queue of 100 | `outbox_messages_max`, and `outbox_bytes_max` |
+//! | queue timeout, 3 s | `live_queue_age_ms_max`: a live event that finds no room for so long ends its subscription; a stored query and a reader that publishes wait instead |
+//! | answer to the producer | none is needed: a full stream is seen before it is pushed to, and the end of a connection takes its subscriptions along |
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -53,8 +68,10 @@ struct StreamFrame {
 enum Body {
     /// The event's JSON, shared by every subscriber.
     Event(Bytes),
-    /// A whole message: EOSE or CLOSED.
-    Text(Box<[u8]>),
+    /// The whole EOSE.
+    Eose(Box<[u8]>),
+    /// The whole CLOSED of a subscription the relay has ended.
+    Closed(Box<[u8]>),
     /// A message on its way back.
     #[cfg(any(test, feature = "echo-endpoint"))]
     Echo(Opcode, Bytes),
@@ -90,6 +107,8 @@ pub struct Outbox {
     stream: VecDeque<StreamFrame>,
     /// Bytes of the stream's payloads.
     stream_bytes: usize,
+    /// CLOSEDs in the stream.
+    stream_closed: usize,
     end: Option<End>,
 }
 
@@ -149,11 +168,22 @@ impl Outbox {
         self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Event(json) });
     }
 
-    /// Queues EOSE or CLOSED of a subscription.
-    pub fn push_stream(&mut self, name: &Rc<Name>, message: RelayMessage<'_>) {
-        let text: Box<[u8]> = message.to_json().into();
-        self.stream_bytes += text.len();
-        self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Text(text) });
+    /// Queues the EOSE of a subscription.
+    pub fn push_eose(&mut self, name: &Rc<Name>) {
+        let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
+        self.push_text(name, Body::Eose(eose.to_json().into()));
+    }
+
+    /// Queues the CLOSED of a subscription the relay has ended.
+    pub fn push_closed(&mut self, name: &Rc<Name>, text: &str) {
+        let closed = RelayMessage::Closed { subscription: name.id(), text };
+        self.stream_closed += 1;
+        self.push_text(name, Body::Closed(closed.to_json().into()));
+    }
+
+    fn push_text(&mut self, name: &Rc<Name>, body: Body) {
+        self.stream_bytes += body.len();
+        self.stream.push_back(StreamFrame { name: name.clone(), body });
     }
 
     /// Queues an echo.
@@ -176,16 +206,16 @@ impl Outbox {
 
     fn purge_if(&mut self, gone: impl Fn(&Rc<Name>) -> bool) -> u64 {
         let mut events = 0;
-        let mut bytes = 0;
+        let (bytes, closed) = (&mut self.stream_bytes, &mut self.stream_closed);
         self.stream.retain(|frame| {
             let keep = !gone(&frame.name);
             if !keep {
                 events += u64::from(matches!(frame.body, Body::Event(_)));
-                bytes += frame.body.len();
+                *closed -= usize::from(matches!(frame.body, Body::Closed(_)));
+                *bytes -= frame.body.len();
             }
             keep
         });
-        self.stream_bytes -= bytes;
         events
     }
 
@@ -194,6 +224,7 @@ impl Outbox {
         let events = self.stream.iter().filter(|f| matches!(f.body, Body::Event(_))).count();
         self.stream = VecDeque::new();
         self.stream_bytes = 0;
+        self.stream_closed = 0;
         events as u64
     }
 
@@ -225,9 +256,21 @@ impl Outbox {
         self.stream.len()
     }
 
+    /// Bytes of the payloads in it.
+    #[must_use]
+    pub fn stream_bytes(&self) -> usize {
+        self.stream_bytes
+    }
+
+    /// Subscriptions the relay has ended whose CLOSED waits in it.
+    #[must_use]
+    pub fn stream_closed(&self) -> usize {
+        self.stream_closed
+    }
+
     /// Answers that wait.
-    #[cfg(test)]
-    pub(super) fn replies_len(&self) -> usize {
+    #[must_use]
+    pub fn replies_len(&self) -> usize {
         self.replies.len()
     }
 
@@ -257,7 +300,11 @@ impl Outbox {
                 Body::Event(json) => {
                     batch.push_frame(Opcode::Text, &frame.name.event_prefix, json, b"]");
                 }
-                Body::Text(text) => batch.push_small(Opcode::Text, text),
+                Body::Eose(text) => batch.push_small(Opcode::Text, text),
+                Body::Closed(text) => {
+                    batch.push_small(Opcode::Text, text);
+                    self.stream_closed -= 1;
+                }
                 #[cfg(any(test, feature = "echo-endpoint"))]
                 Body::Echo(opcode, payload) => {
                     let (prefix, body, suffix) = super::echo::parts(payload);
@@ -301,7 +348,7 @@ impl Body {
     fn len(&self) -> usize {
         match self {
             Self::Event(json) => json.len(),
-            Self::Text(text) => text.len(),
+            Self::Eose(text) | Self::Closed(text) => text.len(),
             #[cfg(any(test, feature = "echo-endpoint"))]
             Self::Echo(_, payload) => payload.len(),
         }
@@ -328,7 +375,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let name = Name::new(SubscriptionId::new("s\"1").unwrap());
         outbox.push_event(&name, Bytes::from_static(b"{\"first\":1}"));
-        outbox.push_stream(&name, RelayMessage::Eose { subscription: name.id(), finished: None });
+        outbox.push_eose(&name);
         outbox.push_close(Close { code: Some(1001), reason: "bye" });
         outbox.push_close(Close { code: Some(1002), reason: "late" });
         outbox.push_reply(RelayMessage::Notice { text: "note" });
@@ -369,7 +416,7 @@ mod tests {
         let (old, new) = (Name::new(id()), Name::new(id()));
         outbox.push_event(&old, Bytes::from_static(b"{\"old\":1}"));
         outbox.push_event(&new, Bytes::from_static(b"{\"new\":1}"));
-        outbox.push_stream(&old, RelayMessage::Eose { subscription: old.id(), finished: None });
+        outbox.push_eose(&old);
         assert_eq!(outbox.purge(&old), 1);
         let mut batch = Batch::default();
         outbox.fill(&mut batch);

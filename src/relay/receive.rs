@@ -34,7 +34,7 @@ impl Shard {
                 self.read_head(key, now);
             }
             Phase::Open => self.decode(key, bytes, now),
-            Phase::Draining | Phase::Closing { .. } => {}
+            Phase::Draining | Phase::Closing { .. } => self.await_close(key, bytes),
         }
         self.counters.bytes_in += bytes.len() as u64;
         self.reading(key)
@@ -44,12 +44,36 @@ impl Shard {
     pub fn handle_resumed(&mut self, key: ConnectionKey, now: Now) -> Reading {
         if let Some(session) = self.session(key)
             && !session.paused
-            && session.phase == Phase::Open
         {
             let mut backlog = std::mem::take(&mut session.backlog);
-            self.decode(key, &mut backlog, now);
+            match session.phase {
+                Phase::Head => session.backlog = backlog,
+                Phase::Open => self.decode(key, &mut backlog, now),
+                Phase::Draining | Phase::Closing { .. } => self.await_close(key, &mut backlog),
+            }
         }
         self.reading(key)
+    }
+
+    /// Passes over what comes after the last message that is acted on, up to the client's close frame.
+    /// One that comes when ours has left ends the connection: both sides have said all (RFC 6455
+    /// §7.1.1).
+    fn await_close(&mut self, key: ConnectionKey, bytes: &mut [u8]) {
+        let Some(session) = self.session(key) else { return };
+        let mut input = bytes;
+        while !session.deaf {
+            match session.decoder.next(&mut input) {
+                Ok(None) => return,
+                Ok(Some(Item::Close(_))) => {
+                    session.deaf = true;
+                    if session.phase == (Phase::Closing { sent: true }) && !session.writing {
+                        return self.remove(key);
+                    }
+                }
+                Ok(Some(_)) => {}
+                Err(_) => session.deaf = true,
+            }
+        }
     }
 
     fn read_head(&mut self, key: ConnectionKey, now: Now) {
@@ -138,6 +162,7 @@ impl Shard {
                     return self.end_echo(key, Close { code, reason: "" }, now);
                 }
                 Ok(Some(Item::Close(code))) => {
+                    session.deaf = true;
                     return self.take_leave(key, Close { code, reason: "" }, now);
                 }
                 Err(error) => return self.refuse_frames(key, error, now),
@@ -146,6 +171,9 @@ impl Shard {
     }
 
     fn refuse_frames(&mut self, key: ConnectionKey, error: DecodeError, now: Now) {
+        if let Some(session) = self.session(key) {
+            session.deaf = true;
+        }
         let reason = match error {
             DecodeError::TooLong => CloseReason::TooLong,
             _ => CloseReason::Protocol,

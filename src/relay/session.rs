@@ -112,6 +112,9 @@ pub(super) struct Session {
     pub(super) paused: bool,
     /// The peer sends no more.
     pub(super) peer_done: bool,
+    /// What still comes is not decoded: it is no WebSocket, its frames are broken, or its close frame
+    /// was read.
+    pub(super) deaf: bool,
     /// When the current phase began, in milliseconds.
     pub(super) phase_ms: u64,
     /// When the last byte came in, in milliseconds.
@@ -150,6 +153,7 @@ impl Session {
             write_asked: false,
             paused: false,
             peer_done: false,
+            deaf: false,
             phase_ms: now_ms,
             heard_ms: now_ms,
             unacked_bytes: 0,

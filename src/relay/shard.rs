@@ -581,6 +581,7 @@ impl Shard {
         session.reason = reason;
         session.enter(Phase::Closing { sent: false }, now.ms);
         session.backlog = Vec::new();
+        session.deaf = true;
         session.outbox.push_response(response);
         self.ask_write(key);
     }

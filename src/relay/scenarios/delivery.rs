@@ -56,6 +56,30 @@ fn a_stored_query_pauses_at_high_water_and_goes_on_when_its_slice_has_left() {
 }
 
 #[test]
+fn a_subscription_the_relay_ended_keeps_its_place_until_its_closed_has_left() {
+    let limits = Limits {
+        subscriptions_max: 2,
+        outbox_messages_max: 1,
+        live_queue_events_max: 1,
+        ..Limits::default()
+    };
+    let mut relay = Relay::new(limits);
+    let key = relay.connect();
+    relay.say(key, LIVE);
+    assert_eq!(relay.hear(key), [EOSE]);
+    events(3).iter().for_each(|event| relay.publish(event));
+    assert_eq!(relay.core.counters().subscriptions_slow, 1);
+    let req = |name: &str| format!("[\"REQ\",\"{name}\",{{\"limit\":0}}]");
+    relay.say(key, &req("t"));
+    relay.say(key, &req("u"));
+    let refused = "[\"CLOSED\",\"u\",\"rate-limited: 2 subscriptions are open, the most allowed\"]";
+    let closed = "[\"CLOSED\",\"s\",\"error: slow consumer\"]";
+    assert_eq!(relay.hear(key), [refused, closed, "[\"EOSE\",\"t\"]"]);
+    relay.say(key, &req("u"));
+    assert_eq!(relay.hear(key), ["[\"EOSE\",\"u\"]"]);
+}
+
+#[test]
 fn too_many_waiting_events_end_the_subscription_and_not_the_connection() {
     let limits = Limits { outbox_messages_max: 2, live_queue_events_max: 3, ..Limits::default() };
     let mut relay = Relay::new(limits);

@@ -162,6 +162,34 @@ fn who_does_not_read_the_goodbye_is_left_behind() {
 }
 
 #[test]
+fn who_answers_the_goodbye_is_done_whatever_its_socket_does() {
+    let mut relay = Relay::new(Limits { replies_max: 2, ..Limits::default() });
+    let (prompt, pausing, crossing) = (relay.connect(), relay.connect(), relay.connect());
+    // Two messages and the half of a third one find the credit used up: their bytes come first.
+    let many: Vec<u8> = (0..4).flat_map(|_| masked(Opcode::Text, b"[\"\"]")).collect();
+    let (now, later) = many.split_at(many.len() - 3);
+    assert_eq!(relay.send(pausing, now), Reading::Paused);
+    relay.core.handle_shutdown(relay.now);
+    relay.frame(crossing, Opcode::Close, &[0x03, 0xe9]);
+    for key in [prompt, pausing, crossing] {
+        let heard = relay.hear(key);
+        assert_eq!(heard.last().unwrap(), "close 1001 relay is stopping");
+        assert_eq!(heard.len(), if key == pausing { 3 } else { 1 });
+    }
+    relay.frame(prompt, Opcode::Close, &[0x03, 0xe9]);
+    assert!(relay.was_released(prompt));
+    assert_eq!(relay.core.handle_resumed(pausing, relay.now), Reading::Ready);
+    relay.send(pausing, later);
+    assert!(!relay.was_released(pausing));
+    relay.frame(pausing, Opcode::Close, &[0x03, 0xe9]);
+    assert!(relay.was_released(pausing));
+    assert!(!relay.was_released(crossing), "it may not have read ours: its end is awaited");
+    relay.core.handle_eof(crossing, relay.now);
+    assert!(relay.core.is_done());
+    assert_eq!(relay.core.counters().closed_shutdown, 3);
+}
+
+#[test]
 fn http_exchanges_end_with_their_answer() {
     let mut relay = Relay::new(Limits::default());
     let nostr = "Accept: application/nostr+json\r\n";

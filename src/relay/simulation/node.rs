@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::expect::{End, NAMES};
 use super::model::{Log, NoteIndex, Rng, Trace, note_of, pool};
-use super::socket::{Farewell, Greeting, Socket};
+use super::socket::{Farewell, Socket};
 use crate::nostr::Event;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Sequence, Submission, Verdict};
 use crate::relay::session::{Phase, Stage};
@@ -84,10 +84,8 @@ impl Node {
         self.sockets.get_mut(&key).expect("a socket lives until its release")
     }
 
-    pub fn accept(&mut self, greeting: Greeting, mute: bool, room: bool, now: Now) {
+    pub fn accept(&mut self, socket: Socket, room: bool, now: Now) {
         let key = self.core.handle_accept(room, now);
-        let mut socket = Socket::new(greeting);
-        socket.mute = mute;
         assert!(self.sockets.insert(key, socket).is_none(), "a key is used once");
     }
 

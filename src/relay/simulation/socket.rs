@@ -55,6 +55,8 @@ pub struct Socket {
     pub finished: bool,
     /// The client answers no ping.
     pub mute: bool,
+    /// The client answers a close frame with its own, and then leaves its TCP connection open.
+    pub polite: bool,
     /// The close code the relay is to answer with to what the client ended the connection with.
     pub farewell: Option<Farewell>,
     greeting: Greeting,
@@ -85,6 +87,7 @@ impl Socket {
             eof: false,
             finished: false,
             mute: false,
+            polite: false,
             farewell: None,
             greeting,
             answered: false,
@@ -170,6 +173,10 @@ impl Socket {
                 short => (2, usize::from(short)),
             };
             self.expect.frame(opcode, &rest[at..at + len]);
+            if opcode == Opcode::Close && self.polite && self.may_speak() {
+                self.send_frame(true, Opcode::Close, &rest[at..at + len]);
+                self.farewell = Some(Farewell(None));
+            }
             if opcode == Opcode::Ping && !self.mute && self.may_speak() {
                 self.send_frame(true, Opcode::Pong, b"");
             }

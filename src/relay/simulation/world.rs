@@ -154,8 +154,10 @@ impl World {
             2 => Greeting::Silence,
             _ => Greeting::WebSocket,
         };
-        let (mute, room) = (self.rng.chance(10), !self.rng.chance(2));
-        node.accept(greeting, mute, room, self.now);
+        let mut socket = Socket::new(greeting);
+        (socket.mute, socket.polite) = (self.rng.chance(10), self.rng.chance(50));
+        let room = !self.rng.chance(2);
+        node.accept(socket, room, self.now);
     }
 
     fn speak(&mut self, at: usize) {
@@ -437,8 +439,10 @@ fn check_core(core: &Shard) {
         assert!(session.replies_owed <= limits.replies_max);
         let served = session.waiting.is_empty() || session.outbox.stream_len() > 0;
         assert!(served, "nobody waits without a batch to come");
-        let names = NAMES.len();
-        assert!(session.outbox.stream_len() <= limits.outbox_messages_max as usize + names);
+        // An EOSE an open subscription, a CLOSED one that was ended: each has its place.
+        let places = limits.subscriptions_max as usize;
+        assert!(session.outbox.stream_closed() + session.subscriptions.len() <= places);
+        assert!(session.outbox.stream_len() <= limits.outbox_messages_max as usize + places);
     }
     let (mut live, mut scans, mut filed) = (0, 0, 0);
     for (_, subscription) in &core.subscriptions {
