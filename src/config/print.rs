@@ -36,11 +36,12 @@ pub fn print(config: &Config) -> String {
 }
 
 fn comment(out: &mut String, text: &str) {
-    let mut width = WIDTH;
+    out.push('#');
+    let mut width = 1;
     for word in text.split(' ') {
         let length = word.chars().count() + 1;
         if width + length > WIDTH {
-            out.push_str(if width == WIDTH { "#" } else { "\n#" });
+            out.push_str("\n#");
             width = 1;
         }
         out.push(' ');
