@@ -234,10 +234,16 @@ pub const KEYS: &[Key] = &[
         "Live events waiting in one subscription behind a full outbox or an unfinished stored query.",
     ),
     key(
+        "limits.live_bytes_max",
+        Allowed::Number(1 << 16, 1 << 31),
+        "Bytes of all live events that wait so in one shard, each counted once however many wait for \
+         it. Beyond them the subscriptions furthest behind end as slow consumers.",
+    ),
+    key(
         "limits.live_queue_age_ms_max",
         Allowed::Number(1, DAY_MS),
-        "How long the oldest of those may wait, in milliseconds; then the subscription ends as a \
-         slow consumer.",
+        "How long the oldest event waiting behind a full outbox may do so, in milliseconds; then its \
+         subscription ends as a slow consumer.",
     ),
     key(
         "limits.send_buffer_bytes_max",

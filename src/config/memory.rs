@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Config;
 use crate::relay::outbox::PONGS_BYTES_MAX;
-use crate::relay::session::{LIVE_BYTES_MAX, VERIFY_BYTES_MAX};
+use crate::relay::session::VERIFY_BYTES_MAX;
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 
 /// The most memory the process takes for clients, in bytes, and the most the kernel keeps for them in
@@ -29,7 +29,7 @@ const FILTER_VALUE_BYTES: u64 = 40 + 24;
 const FILTER_BYTES: u64 = 256;
 /// An answer with its text.
 const REPLY_BYTES: u64 = 256;
-/// A live event waiting in a subscription: a reference into the shard's ring.
+/// A live event waiting in a subscription: a reference to the one the shard holds.
 const LIVE_EVENT_BYTES: u64 = 8;
 /// A stored query: a range and its place in the merge, of which the values make one each and the
 /// products of authors and kinds at most 16,384; and the slice of it that waits for the outbox.
@@ -70,12 +70,12 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
             ("stored queries", u64::from(limits.subscriptions_max) * query),
-            ("live events", bytes(LIVE_BYTES_MAX)),
         ],
         shared: vec![
             ("shards", shards * SHARD_BYTES),
             ("readers", config.reader_count() as u64 * READER_BYTES),
             ("commit", 2 * u64::from(store.batch_bytes_max)),
+            ("live events", shards * (u64::from(limits.live_bytes_max) + message)),
             ("submitted events", shards * (bytes(SUBMISSION_BYTES_MAX) + message)),
         ],
         // The kernel doubles what it is asked for, to have room for its own bookkeeping (socket(7)).

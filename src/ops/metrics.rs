@@ -118,7 +118,7 @@ metrics! {
         closed_http: Counter "connections_closed" ("reason", "http"), "Connections that carried one HTTP exchange.";
         closed_protocol: Counter "connections_closed" ("reason", "protocol"), "Connections ended for breaking RFC 6455.";
         closed_too_long: Counter "connections_closed" ("reason", "too_long"), "Connections ended for an over-long message.";
-        closed_stalled: Counter "connections_closed" ("reason", "stalled"), "Connections that took no byte in time.";
+        closed_stalled: Counter "connections_closed" ("reason", "stalled"), "Connections whose peer acknowledged no byte in time.";
         closed_silent: Counter "connections_closed" ("reason", "silent"), "Connections that did not answer a ping.";
         closed_timeout: Counter "connections_closed" ("reason", "timeout"), "Connections too slow with a request or a close.";
         closed_shutdown: Counter "connections_closed" ("reason", "shutdown"), "Connections ended by the shutdown.";
@@ -156,6 +156,10 @@ metrics! {
         verify_waiting: Gauge "queue" ("name", "verify"), "What waits, by queue.";
         submissions_waiting: Gauge "queue" ("name", "store"), "Events at the writer.";
         scans: Gauge "queue" ("name", "scans"), "Stored queries in progress.";
+        outbox_frames: Gauge "queue" ("name", "outbox"), "Frames in the streams of all outboxes.";
+        replies_waiting: Gauge "queue" ("name", "replies"), "Answers in all outboxes.";
+        outbox_bytes: Gauge "outbox_bytes", "Bytes of the frames in the streams of all outboxes.";
+        live_bytes: Gauge "live_waiting_bytes", "Bytes of the live events that wait in subscriptions.";
     }
 }
 

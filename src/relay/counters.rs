@@ -71,6 +71,14 @@ pub struct Counters {
     /// Events purged from outboxes with their subscription.
     pub purged_events: u64,
 
+    /// Gauge: frames in the streams of all outboxes, a few times a second.
+    pub outbox_frames: u64,
+    /// Gauge: bytes of their payloads, as often.
+    pub outbox_bytes: u64,
+    /// Gauge: answers in all outboxes, as often.
+    pub replies_waiting: u64,
+    /// Gauge: bytes of the live events that wait in subscriptions, each counted once.
+    pub live_bytes: u64,
     /// Gauge: events waiting for verification.
     pub verify_waiting: u64,
     /// Gauge: events at the writer, or published and waiting for the other shards' word.

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use super::outbox::Name;
 use super::ports::{Chunk, Query, Sequence};
-use super::session::{ConnectionKey, LIVE_BYTES_MAX, LiveEvent, Phase, Stage, Subscription};
+use super::session::{ConnectionKey, LiveEvent, Phase, Stage, Subscription};
 use super::shard::{Effect, Now, ScanKey, Shard};
 use crate::nostr::{Filter, RelayMessage, SubscriptionId};
 
@@ -113,7 +113,6 @@ impl Shard {
         }
         self.counters.abandoned_live += subscription.live.len() as u64;
         if let Some(session) = self.session(subscription.connection) {
-            session.live_bytes -= subscription.live.iter().map(|e| e.bytes()).sum::<usize>();
             session.subscriptions.retain(|other| *other != slot);
             if subscription.is_waiting {
                 session.waiting.retain(|other| *other != slot);
@@ -179,10 +178,7 @@ impl Shard {
             session.outbox.push_event(&subscription.name, live.event.json());
             self.counters.delivered_live += 1;
             self.ask_write(key);
-        } else if subscription.live.len() < limits.live_queue_events_max as usize
-            && (session.live_bytes == 0 || session.live_bytes + live.bytes() <= LIVE_BYTES_MAX)
-        {
-            session.live_bytes += live.bytes();
+        } else if subscription.live.len() < limits.live_queue_events_max as usize {
             subscription.live.push_back(live.clone());
             if subscription.stage == Stage::Live {
                 self.wait_turn(slot);
@@ -217,6 +213,27 @@ impl Shard {
         }
     }
 
+    /// Ends the subscriptions furthest behind while the live events that wait are too many bytes. It
+    /// makes more room than is needed, so that the next event does not have it look again.
+    pub(super) fn end_furthest_behind(&mut self) {
+        let bytes_max = self.setup.limits.live_bytes_max as usize;
+        if self.live_bytes.get() <= bytes_max {
+            return;
+        }
+        let oldest = |(slot, subscription): (usize, &Subscription)| {
+            let oldest = subscription.live.front()?;
+            Some((oldest.received_ms, u32::try_from(slot).expect("32 bits")))
+        };
+        let mut behind: Vec<_> = self.subscriptions.iter().filter_map(oldest).collect();
+        behind.sort_unstable();
+        for (_, slot) in behind {
+            if self.live_bytes.get() <= bytes_max / 4 * 3 {
+                return;
+            }
+            self.end_slow(slot);
+        }
+    }
+
     /// The sequence number up to which a stored query looks; `None` when nobody wants it any more.
     #[must_use]
     pub fn filed_at(&self, scan: ScanKey) -> Option<Sequence> {
@@ -247,9 +264,6 @@ impl Shard {
                 live.into_iter().partition(|event| subscription.covers(event.sequence));
             subscription.live = left.into();
             self.counters.suppressed_live += covered.len() as u64;
-            if let Some(session) = self.sessions.get_mut(subscription.connection.slot()) {
-                session.live_bytes -= covered.iter().map(|e| e.bytes()).sum::<usize>();
-            }
         }
         subscription.stored.extend(chunk.events);
         subscription.stage = if chunk.done { Stage::Finishing } else { Stage::Paused };
@@ -315,7 +329,6 @@ impl Shard {
                     }
                     Stage::Live => {
                         let Some(live) = subscription.live.pop_front() else { break true };
-                        session.live_bytes -= live.bytes();
                         session.outbox.push_event(&subscription.name, live.event.json());
                         self.counters.delivered_live += 1;
                         moved = true;
@@ -483,31 +496,32 @@ mod tests {
     }
 
     #[test]
-    fn the_live_queues_of_a_connection_are_bounded_in_bytes() {
+    fn the_live_events_of_a_shard_are_bounded_in_bytes_and_who_is_furthest_behind_pays() {
         let mut shard = shard();
-        let key = connect(&mut shard);
-        let req = br#"["REQ","s",{"kinds":[1]}]"#;
-        shard.handle_bytes(key, &mut frame(Opcode::Text, req), NOW);
-        shard.handle_bytes(key, &mut event(5), NOW);
+        let keys = [connect(&mut shard), connect(&mut shard)];
+        let req = |id: &str| frame(Opcode::Text, format!("[\"REQ\",\"{id}\",{{}}]").as_bytes());
+        shard.handle_bytes(keys[0], &mut req("early"), NOW);
+        shard.handle_bytes(keys[0], &mut event(5), NOW);
         shard.verify(10, NOW);
-        let one = submitted(&mut shard).remove(0);
-        let bytes = one.event.record().len();
-        let fit = LIVE_BYTES_MAX / bytes;
-        let live = |n: usize| {
-            Rc::new(LiveEvent {
-                event: one.event.clone(),
-                sequence: Some(n as u64 + 1),
-                received_ms: NOW.ms,
-            })
+        let event = submitted(&mut shard).remove(0).event;
+        let bytes = event.record().len();
+        shard.setup.limits = Arc::new(Limits {
+            live_bytes_max: u32::try_from(8 * bytes).unwrap(),
+            ..Limits::default()
+        });
+        // Their stored queries have not come back, so all of it waits, each event once for both.
+        let publish = |shard: &mut Shard, at: u64| {
+            let now = Now { ms: NOW.ms + at, ..NOW };
+            assert!(shard.publish(&event, Some(at), now) > 0);
         };
-        shard.setup.limits =
-            Arc::new(Limits { live_queue_events_max: 1 << 20, ..Limits::default() });
-        (0..fit).for_each(|n| shard.deliver(0, &live(n)));
-        assert_eq!(shard.session(key).unwrap().live_bytes, fit * bytes);
-        assert_eq!(shard.counters().subscriptions, 1);
-        shard.deliver(0, &live(fit));
-        assert_eq!(shard.session(key).unwrap().live_bytes, 0);
-        assert_eq!(shard.counters().subscriptions, 0);
-        assert!(written(&mut shard, key).contains("slow consumer"));
+        (1..6).for_each(|at| publish(&mut shard, at));
+        shard.handle_bytes(keys[1], &mut req("late"), NOW);
+        (6..9).for_each(|at| publish(&mut shard, at));
+        assert_eq!((shard.live_bytes.get(), shard.counters().subscriptions), (8 * bytes, 2));
+        publish(&mut shard, 9);
+        assert!(written(&mut shard, keys[0]).contains(r#"["CLOSED","early","error: slow"#));
+        assert_eq!(written(&mut shard, keys[1]), "", "one was enough to end: four events wait");
+        assert_eq!(shard.counters().subscriptions_slow, 1);
+        assert_eq!(shard.live_bytes.get(), 4 * bytes);
     }
 }

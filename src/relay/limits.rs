@@ -37,7 +37,10 @@ pub struct Limits {
     pub replies_max: u32,
     /// Live events waiting in one subscription behind a full outbox or an unfinished stored query.
     pub live_queue_events_max: u32,
-    /// How long the oldest of those may wait, in milliseconds.
+    /// Bytes of all live events that wait so in one shard, each counted once however many wait for
+    /// it; beyond them the subscriptions furthest behind end.
+    pub live_bytes_max: u32,
+    /// How long the oldest event waiting behind a full outbox may do so, in milliseconds.
     pub live_queue_age_ms_max: u32,
     /// Bytes the kernel may hold for one socket that its peer has not acknowledged (`SO_SNDBUF`). The
     /// kernel grants no more than `net.core.wmem_max`, and uses as much again for its own bookkeeping.
@@ -71,6 +74,7 @@ impl Default for Limits {
             outbox_bytes_max: 1 << 20,
             replies_max: 512,
             live_queue_events_max: 10_000,
+            live_bytes_max: 64 << 20,
             live_queue_age_ms_max: 3_000,
             send_buffer_bytes_max: 212_992,
             write_stall_ms_max: 10_000,

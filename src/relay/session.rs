@@ -7,6 +7,7 @@
 //! ```
 //! From every state an abort (socket error, deadline) leads straight to gone.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -95,8 +96,6 @@ pub(super) struct Session {
     pub(super) subscriptions: Vec<u32>,
     /// Those with events that wait for room in the outbox, served in turn.
     pub(super) waiting: VecDeque<u32>,
-    /// Bytes of the events in its subscriptions' live queues.
-    pub(super) live_bytes: usize,
     /// Messages read whose answer has not left for the socket.
     pub(super) replies_owed: u32,
     /// Events waiting for verification, and their bytes.
@@ -144,7 +143,6 @@ impl Session {
             outbox: Outbox::default(),
             subscriptions: Vec::new(),
             waiting: VecDeque::new(),
-            live_bytes: 0,
             replies_owed: 0,
             verify: VecDeque::new(),
             verify_bytes: 0,
@@ -194,10 +192,6 @@ impl Session {
     }
 }
 
-/// The live queues of a connection's subscriptions hold this much together; the subscription that
-/// would exceed it ends. One event always fits.
-pub const LIVE_BYTES_MAX: usize = 16 << 20;
-
 /// A connection whose unverified events hold this much is not read.
 pub const VERIFY_BYTES_MAX: usize = 1 << 20;
 
@@ -214,17 +208,34 @@ pub(super) enum Stage {
     Live,
 }
 
-/// A live event, shared by the subscriptions of one shard that wait to deliver it.
+/// A live event, shared by the subscriptions of one shard that wait to deliver it. While one does, its
+/// bytes count.
 pub(super) struct LiveEvent {
     pub(super) event: Event,
     /// `None` for an ephemeral event, which no stored query can have served.
     pub(super) sequence: Option<Sequence>,
     pub(super) received_ms: u64,
+    held: LiveBytes,
 }
 
+/// Bytes of all the live events of one shard that wait, each counted once.
+pub(super) type LiveBytes = Rc<Cell<usize>>;
+
 impl LiveEvent {
-    pub(super) fn bytes(&self) -> usize {
-        self.event.record().len()
+    pub(super) fn new(
+        event: Event,
+        sequence: Option<Sequence>,
+        received_ms: u64,
+        held: &LiveBytes,
+    ) -> Rc<Self> {
+        held.set(held.get() + event.record().len());
+        Rc::new(Self { event, sequence, received_ms, held: held.clone() })
+    }
+}
+
+impl Drop for LiveEvent {
+    fn drop(&mut self) {
+        self.held.set(self.held.get() - self.event.record().len());
     }
 }
 

@@ -10,7 +10,6 @@
 //! removed connection leaves nothing in the index.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use slab::Slab;
@@ -19,7 +18,9 @@ use super::counters::Counters;
 use super::limits::Limits;
 use super::outbox::Close;
 use super::ports::{CommitBatch, Origin, Query, Sequence, Submission, Ticket, Verdict};
-use super::session::{CloseReason, ConnectionKey, LiveEvent, Phase, Session, Subscription};
+use super::session::{
+    CloseReason, ConnectionKey, LiveBytes, LiveEvent, Phase, Session, Subscription,
+};
 use super::subscriptions::SubscriptionIndex;
 use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
 use crate::wire::batch::Batch;
@@ -169,6 +170,7 @@ pub struct Shard {
     /// The last sequence number whose commit has been handled.
     pub(super) last_sequence: Sequence,
     pub(super) stopping: bool,
+    pub(super) live_bytes: LiveBytes,
     /// Scratch of one match.
     pub(super) matched: Vec<u32>,
 }
@@ -192,6 +194,7 @@ impl Shard {
             generation: 0,
             last_sequence: 0,
             stopping: false,
+            live_bytes: LiveBytes::default(),
             matched: Vec::new(),
         }
     }
@@ -209,6 +212,7 @@ impl Shard {
         counters.connections = self.sessions.len() as u64;
         counters.subscriptions = self.subscriptions.len() as u64;
         counters.submissions_waiting = self.pending.len() as u64;
+        counters.live_bytes = self.live_bytes.get() as u64;
         counters
     }
 
@@ -425,15 +429,17 @@ impl Shard {
     }
 
     /// Matches one event against this shard's subscriptions and queues it for each; returns how many.
-    fn publish(&mut self, event: &Event, sequence: Option<u64>, now: Now) -> u64 {
+    pub(super) fn publish(&mut self, event: &Event, sequence: Option<u64>, now: Now) -> u64 {
         let mut matched = std::mem::take(&mut self.matched);
         self.index.matches(event.view(), &mut matched);
         let count = matched.len() as u64;
         if count > 0 {
-            let live = Rc::new(LiveEvent { event: event.clone(), sequence, received_ms: now.ms });
+            let live = LiveEvent::new(event.clone(), sequence, now.ms, &self.live_bytes);
             for slot in matched.drain(..) {
                 self.deliver(slot, &live);
             }
+            drop(live);
+            self.end_furthest_behind();
         }
         self.matched = matched;
         self.counters.matched_live += count;
@@ -467,7 +473,18 @@ impl Shard {
         for key in self.keys() {
             self.check_deadlines(key, now);
         }
+        self.measure_outboxes();
         self.end_slow_subscriptions(now);
+    }
+
+    fn measure_outboxes(&mut self) {
+        let c = &mut self.counters;
+        (c.outbox_frames, c.outbox_bytes, c.replies_waiting) = (0, 0, 0);
+        for (_, session) in &self.sessions {
+            c.outbox_frames += session.outbox.stream_len() as u64;
+            c.outbox_bytes += session.outbox.stream_bytes() as u64;
+            c.replies_waiting += session.outbox.replies_len() as u64;
+        }
     }
 
     fn check_deadlines(&mut self, key: ConnectionKey, now: Now) {

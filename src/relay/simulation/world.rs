@@ -45,6 +45,7 @@ fn random_limits(rng: &mut Rng) -> Limits {
         outbox_bytes_max: rng.pick(&[600, 3_000, 1 << 20]),
         replies_max: rng.pick(&[1, 2, 5, 50]),
         live_queue_events_max: rng.pick(&[1, 4, 100]),
+        live_bytes_max: rng.pick(&[2_000, 64 << 20]),
         live_queue_age_ms_max: 1_000,
         write_stall_ms_max: 4_000,
         ping_interval_ms: 3_000,
@@ -367,6 +368,7 @@ impl World {
             assert!(node.scans.is_empty(), "a query ends with its subscription");
             assert!(core.subscriptions.is_empty() && core.pending.is_empty());
             assert_eq!((core.index.len(), core.index.keys(), core.pending_bytes), (0, 0, 0));
+            assert_eq!(core.live_bytes.get(), 0, "nobody waits, so nothing is held");
             let c = core.counters();
             assert_eq!((c.scans, c.verify_waiting, c.connections, c.subscriptions), (0, 0, 0, 0));
             let closed = c.closed_by_client
@@ -444,6 +446,7 @@ fn check_core(core: &Shard) {
         assert!(session.outbox.stream_closed() + session.subscriptions.len() <= places);
         assert!(session.outbox.stream_len() <= limits.outbox_messages_max as usize + places);
     }
+    assert!(core.live_bytes.get() <= limits.live_bytes_max as usize);
     let (mut live, mut scans, mut filed) = (0, 0, 0);
     for (_, subscription) in &core.subscriptions {
         assert!(subscription.live.len() <= limits.live_queue_events_max as usize);
