@@ -143,6 +143,8 @@ metrics! {
         events_mute: Counter "events" ("result", "mute"), "Ephemeral events nobody heard.";
         reqs: Counter "reqs", "REQs taken.";
         subscriptions: Gauge "subscriptions", "Open subscriptions.";
+        index_filters: Gauge "index_filters", "Filters of open subscriptions.";
+        index_keys: Gauge "index_keys", "Values those filters are filed under.";
         subscriptions_closed: Counter "subscriptions_ended" ("reason", "client"), "Subscriptions ended, by reason.";
         subscriptions_refused: Counter "subscriptions_ended" ("reason", "refused"), "REQs refused.";
         subscriptions_slow: Counter "subscriptions_ended" ("reason", "slow_consumer"), "Subscriptions whose reader fell behind.";

@@ -49,6 +49,10 @@ pub struct Counters {
     pub reqs: u64,
     /// Gauge: subscriptions now.
     pub subscriptions: u64,
+    /// Gauge: filters in the index of subscriptions.
+    pub index_filters: u64,
+    /// Gauge: values in that index.
+    pub index_keys: u64,
     /// Subscriptions the client closed or replaced.
     pub subscriptions_closed: u64,
     /// REQs refused.

@@ -211,6 +211,8 @@ impl Shard {
         let mut counters = self.counters;
         counters.connections = self.sessions.len() as u64;
         counters.subscriptions = self.subscriptions.len() as u64;
+        counters.index_filters = self.index.len() as u64;
+        counters.index_keys = self.index.keys() as u64;
         counters.submissions_waiting = self.pending.len() as u64;
         counters.live_bytes = self.live_bytes.get() as u64;
         counters
