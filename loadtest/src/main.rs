@@ -23,7 +23,8 @@ mod server;
 
 use clap::{Parser, Subcommand};
 use report::Outcome;
-use scenario::{Common, fanout::FanoutArgs, idle::IdleArgs, ingest::IngestArgs, query::QueryArgs};
+use scenario::{Common, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
+use scenario::{ingest::IngestArgs, query::QueryArgs};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ use std::thread::available_parallelism;
 ///   rheostr-loadtest ingest --events events.jsonl --pid $(pidof rheostr) --pin 1
 ///   rheostr-loadtest query --events events.jsonl --shape author --pid $(pidof rheostr) --pin 1
 ///   rheostr-loadtest fanout --mode paced --events 500 --pid $(pidof rheostr) --pin 1
+///   rheostr-loadtest deaf --mode paced --rate 500 --subscribers 100 --events 10000 --deaf 1000 --admin 127.0.0.1:7778
 ///   rheostr-loadtest idle --connections 5000 --source-addresses 4 --pid $(pidof rheostr)
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]
@@ -56,6 +58,8 @@ enum Command {
     Ingest(IngestArgs),
     /// One publisher, many live subscriptions
     Fanout(FanoutArgs),
+    /// The same without and with subscribers that never read, in turn
+    Deaf(DeafArgs),
     /// Stored queries, REQ to EOSE
     Query(QueryArgs),
     /// Hold connections that do nothing
@@ -76,6 +80,9 @@ fn main() -> ExitCode {
         }
         Command::Fanout(args) => {
             report("fanout", &args.common, &args, scenario::fanout::run(&args))
+        }
+        Command::Deaf(args) => {
+            report("deaf", &args.fanout.common, &args, scenario::deaf::run(&args))
         }
         Command::Query(args) => report("query", &args.common, &args, scenario::query::run(&args)),
         Command::Idle(args) => report("idle", &args.common, &args, scenario::idle::run(&args)),

@@ -5,7 +5,7 @@
 
 use super::frame::{self, FrameFault};
 use anyhow::{Context, bail, ensure};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,6 +28,8 @@ pub struct Target {
     /// Connections are spread over this many addresses 127.0.0.1, 127.0.0.2, …, since one pair of addresses has only
     /// about 28,000 ports.
     pub source_addresses: u8,
+    /// What a connection's kernel is to take before it is read; the system's default otherwise.
+    pub receive_bytes: Option<usize>,
 }
 
 impl Target {
@@ -60,7 +62,8 @@ impl Target {
             source_addresses <= 1 || v4_loopback,
             "--source-addresses needs a target in 127.0.0.0/8"
         );
-        Ok(Self { url: url.to_owned(), address, connect_timeout: timeout, source_addresses })
+        let (url, connect_timeout, receive_bytes) = (url.to_owned(), timeout, None);
+        Ok(Self { url, address, connect_timeout, source_addresses, receive_bytes })
     }
 
     fn source(&self, ordinal: usize) -> Option<Ipv4Addr> {
@@ -107,6 +110,9 @@ impl Connection {
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         if let Some(source) = target.source(ordinal) {
             socket.bind(&SockAddr::from(SocketAddr::new(IpAddr::V4(source), 0)))?;
+        }
+        if let Some(bytes) = target.receive_bytes {
+            socket.set_recv_buffer_size(bytes)?;
         }
         socket
             .connect_timeout(&target.address.into(), target.connect_timeout)
@@ -163,6 +169,14 @@ impl Connection {
         self.unsent.clear();
         self.unsent_at = 0;
         Ok(())
+    }
+
+    /// Lets the kernel take more.
+    ///
+    /// # Errors
+    /// As `setsockopt(2)`.
+    pub fn widen(&self, receive_bytes: usize) -> io::Result<()> {
+        SockRef::from(&self.stream).set_recv_buffer_size(receive_bytes)
     }
 
     pub fn has_unsent(&self) -> bool {

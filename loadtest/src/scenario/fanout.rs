@@ -4,6 +4,7 @@
 //! rate and measures its latency. Delivery latency runs from the publisher's send to the subscriber's read, so it
 //! holds the commit of a durable relay; the OK's latency is reported beside it, to be subtracted.
 
+mod deaf;
 mod publisher;
 mod subscriber;
 
@@ -15,6 +16,7 @@ use crate::events::{self, IdIndex, SignedEvent};
 use crate::report::{Latency, Outcome, Violations, per_second};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use deaf::Deaf;
 use publisher::Publisher;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -74,6 +76,9 @@ pub struct FanoutArgs {
     /// Count deliveries out of order, but do not call them violations (rnostr reverses each batch)
     #[arg(long)]
     pub any_order: bool,
+    /// Further subscribers that never read
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub deaf: u32,
     /// Seed of the published events [default: from the clock, since a relay has seen the last run's]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -119,7 +124,8 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
     let seed = args.seed.unwrap_or(clock_seed);
     let (events, index) = sign(args, seed)?;
     let subscribers_total = args.subscribers as usize;
-    let target = args.common.prepare(subscribers_total + 1)?;
+    let target = args.common.prepare(subscribers_total + args.deaf as usize + 1)?;
+    let account = args.common.account()?;
     let mut connections = connect(&target, subscribers_total + 1)?;
     let publisher = connections.pop().context("there is a publisher")?;
     let shared = Shared {
@@ -130,12 +136,31 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
         refused: AtomicU64::new(0),
         subscribers_live: AtomicU64::new(subscribers_total as u64),
     };
-    let subscribers = subscribe(args, &target, connections, events.len())?;
+    let filter = filter(args);
+    let subscribers = subscribe(&filter, &target, connections, events.len())?;
     let mut workers = workers(args, &shared, publisher, subscribers)?;
+    let deaf = Deaf::open(&target, args.deaf, &filter, args.common.pid)?;
     let timeout = args.common.timeout();
     let window = measure(&args.common, timeout, &mut workers)?;
     drain(&mut workers, window.clock);
-    Ok(outcome(args, seed, &events, workers, window))
+    let mut outcome = outcome(args, seed, &events, workers, window);
+    let mut received = outcome.body["deliveries"].as_u64().unwrap_or(0);
+    if args.deaf > 0 {
+        let gone = deaf.resume()?;
+        received += gone.received;
+        outcome.body["deaf"] = gone.report;
+    }
+    if let Some(account) = account {
+        outcome.body["relay_counts"] = account.close(received, &mut outcome.violations)?;
+    }
+    Ok(outcome)
+}
+
+fn filter(args: &FanoutArgs) -> Value {
+    match args.live_filter {
+        LiveFilter::Limit => json!({"kinds": [args.kind], "limit": 0}),
+        LiveFilter::Since => json!({"kinds": [args.kind], "since": unix_now()}),
+    }
 }
 
 fn sign(args: &FanoutArgs, seed: u64) -> anyhow::Result<(Vec<SignedEvent>, IdIndex)> {
@@ -151,22 +176,18 @@ fn sign(args: &FanoutArgs, seed: u64) -> anyhow::Result<(Vec<SignedEvent>, IdInd
 }
 
 fn subscribe(
-    args: &FanoutArgs,
+    filter: &Value,
     target: &crate::client::Target,
     connections: Vec<Connection>,
     events: usize,
 ) -> anyhow::Result<Vec<Subscriber>> {
-    let filter = match args.live_filter {
-        LiveFilter::Limit => json!({"kinds": [args.kind], "limit": 0}),
-        LiveFilter::Since => json!({"kinds": [args.kind], "since": unix_now()}),
-    };
     let mut subscribers: Vec<Subscriber> = connections
         .into_iter()
         .enumerate()
         .map(|(number, connection)| Subscriber::new(number, connection, events))
         .collect();
     for subscriber in &mut subscribers {
-        subscriber.subscribe(&filter, target.connect_timeout)?;
+        subscriber.subscribe(filter, target.connect_timeout)?;
     }
     Ok(subscribers)
 }

@@ -4,6 +4,7 @@
 //! server again, then (outside the window) drain, check and report. Each worker is one thread with its own epoll set
 //! and its own connections; workers share nothing but read-only events and a few counters.
 
+pub mod deaf;
 pub mod fanout;
 pub mod idle;
 pub mod ingest;
@@ -11,6 +12,7 @@ pub mod query;
 
 use crate::client::{Connection, Target};
 use crate::report::{Violations, round};
+use crate::server::counts::Account;
 use crate::server::syscalls::SyscallCount;
 use crate::server::{self, Sample};
 use anyhow::{Context, ensure};
@@ -20,6 +22,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +46,9 @@ pub struct Common {
     /// The relay's process id: accounts for its CPU time and memory
     #[arg(long)]
     pub pid: Option<u32>,
+    /// rheostr's metrics listener: what the relay counts must be what arrived here
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin: Option<SocketAddr>,
     /// Generator threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: u16,
@@ -81,6 +87,14 @@ impl Common {
         }
         let connect_timeout = Duration::from_secs(self.timeout_s.min(10));
         Target::resolve(&self.url, self.allow_remote, connect_timeout, self.source_addresses)
+    }
+
+    /// Reads the relay's counts before a run, if they can be had.
+    ///
+    /// # Errors
+    /// `--admin` was given, and they cannot.
+    pub fn account(&self) -> anyhow::Result<Option<Account>> {
+        self.admin.map(Account::open).transpose()
     }
 
     pub fn timeout(&self) -> Duration {

@@ -97,6 +97,7 @@ pub fn run(args: &QueryArgs) -> anyhow::Result<Outcome> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let lanes_total = (args.connections as usize).min(queries.len());
     let target = args.common.prepare(lanes_total)?;
+    let account = args.common.account()?;
     let connections = connect(&target, lanes_total)?;
     let lanes = connections.into_iter().zip(deal(queries, lanes_total)).enumerate();
     let lanes = lanes
@@ -108,7 +109,12 @@ pub fn run(args: &QueryArgs) -> anyhow::Result<Outcome> {
         .map(|lanes| QueryWorker::new(lanes, &corpus, args.exact))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let window = measure(&args.common, args.common.timeout(), &mut workers)?;
-    Ok(outcome(args, workers, window))
+    let mut outcome = outcome(args, workers, window);
+    if let Some(account) = account {
+        let received = outcome.body["events_returned"].as_u64().unwrap_or(0);
+        outcome.body["relay_counts"] = account.close(received, &mut outcome.violations)?;
+    }
+    Ok(outcome)
 }
 
 fn outcome(args: &QueryArgs, workers: Vec<QueryWorker<'_>>, window: super::Window) -> Outcome {

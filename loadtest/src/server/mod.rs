@@ -5,6 +5,7 @@
 //! `schedstat` along. io_uring workers are threads of the process and counted; work that the kernel does in softirq
 //! context is charged to whoever runs at that moment, the generator included, for every relay alike.
 
+pub mod counts;
 pub mod syscalls;
 
 use crate::report::round;
