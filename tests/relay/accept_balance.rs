@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::raw::Raw;
-use crate::support::{Launch, Server, wait_until};
+use crate::support::{Launch, Server, raise_file_limit, wait_until};
 
 const SHARDS: usize = 8;
 const CONNECTIONS: usize = 1_000;
@@ -107,12 +107,4 @@ fn per_shard(admin: SocketAddr) -> Vec<u64> {
         .collect();
     assert_eq!(counts.len(), SHARDS, "a gauge of connections for each shard:\n{text}");
     counts
-}
-
-/// A thousand connections take a thousand descriptors here too.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("up to the hard limit");
 }

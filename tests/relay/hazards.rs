@@ -1,100 +1,12 @@
-//! What goes wrong around a relay: clients that break off, one that floods, a kernel that refuses
-//! io_uring, signals, a directory or a port that is taken.
+//! What goes wrong around a relay: a client that floods, a kernel that refuses io_uring, signals, a
+//! directory or a port that is taken.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{Answer, Author, Client, Draft, Event, Filter, Launch};
+use crate::support::{PATIENCE, alone, now};
 use rustix::process::Signal;
-use socket2::SockRef;
-
-use crate::support::raw::{Frame, HANDSHAKE, Raw, opcode};
-use crate::support::{Answer, Author, Client, Draft, Event, Filter, Launch, Server};
-use crate::support::{PATIENCE, alone, now, wait_until};
-
-#[test]
-fn aborted_connections_leave_nothing_on_tokio_uring() {
-    aborted_connections_leave_nothing("tokio-uring");
-}
-
-#[test]
-fn aborted_connections_leave_nothing_on_epoll() {
-    aborted_connections_leave_nothing("epoll");
-}
-
-/// A thousand connections end badly, in every way and at every stage; no descriptor and no connection is
-/// left, and the relay works as before.
-fn aborted_connections_leave_nothing(backend: &str) {
-    const ABORTED: usize = 1_000;
-    let _alone = alone();
-    let mut server = Launch::default().shards(2).backend(backend).start();
-    let mut client = server.connect();
-    let author = Author::new(1);
-    let big = "x".repeat(50_000);
-    for n in 0..40 {
-        // Older than the last one below, however fast this goes.
-        client.publish_ok(&author.note(now() - 10 - n, &format!("{n} {big}")));
-    }
-    // One of each first: what the relay opens once and keeps is open now.
-    (0..WAYS).for_each(|way| abort(&server, way));
-    std::thread::sleep(Duration::from_millis(500));
-    let before = server.descriptors();
-    let relay = &server;
-    for _ in 0..ABORTED / 50 {
-        // Several at once, some while others are still open.
-        std::thread::scope(|scope| {
-            (0..50).for_each(|n| drop(scope.spawn(move || abort(relay, n % WAYS))));
-        });
-    }
-    wait_until("every descriptor to be closed", || server.descriptors() <= before);
-    assert!(server.is_alive());
-    let event = author.note(now(), "still here");
-    client.publish_ok(&event);
-    assert_eq!(client.query(&[Filter::default().limit(1)]), [event]);
-    assert!(server.stop().success());
-}
-
-/// Ways to break off; more than half of them before the handshake is done.
-const WAYS: usize = 10;
-
-fn abort(server: &Server, way: usize) {
-    let mut raw = Raw::connect(server.address());
-    let handshake = HANDSHAKE.as_bytes();
-    let request = Frame::new(opcode::TEXT, "[\"REQ\",\"s\",{}]").bytes();
-    let open = |raw: &mut Raw| {
-        raw.send(handshake);
-        raw.head();
-    };
-    match way {
-        // Before a byte, in the middle of the request, right after it, with a frame behind it.
-        0 | 1 => {}
-        2 => raw.send(&handshake[..1]),
-        3 => raw.send(&handshake[..60]),
-        4 => raw.send(handshake),
-        5 => raw.send(&[handshake, &request].concat()),
-        // In the middle of a frame, of a message, of what the relay sends, after a close.
-        6 => {
-            open(&mut raw);
-            raw.send(&request[..request.len() - 3]);
-        }
-        7 => {
-            open(&mut raw);
-            raw.send(&Frame::new(opcode::TEXT, "[").fragment().bytes());
-        }
-        8 => {
-            open(&mut raw);
-            raw.send(&request);
-            let _ = raw.next();
-        }
-        _ => {
-            open(&mut raw);
-            raw.send(&Frame::new(opcode::CLOSE, "").bytes());
-        }
-    }
-    if way != 1 {
-        // The close becomes a reset.
-        SockRef::from(&raw.stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
-    }
-}
 
 #[test]
 fn a_flood_does_not_hold_up_the_others_on_tokio_uring() {
@@ -180,59 +92,6 @@ fn io_uring_asked_for_and_refused_is_an_error() {
     assert!(error.stderr.contains("io_uring") && error.stderr.contains("epoll"), "{error:?}");
     assert!(!error.stderr.contains("panicked"), "{error:?}");
     assert_eq!(error.stdout, "");
-}
-
-#[test]
-fn a_stop_delivers_what_is_queued_on_tokio_uring() {
-    a_stop_delivers_what_is_queued("tokio-uring");
-}
-
-#[test]
-fn a_stop_delivers_what_is_queued_on_epoll() {
-    a_stop_delivers_what_is_queued("epoll");
-}
-
-/// A subscriber reads nothing until the relay has been told to stop: it still gets every event that had
-/// been matched, in order, then a close with 1001; and the relay exits 0.
-fn a_stop_delivers_what_is_queued(backend: &str) {
-    const EVENTS: u64 = 300;
-    let _alone = alone();
-    let mut server = Launch::default()
-        .shards(2)
-        .backend(backend)
-        .set("limits.live_queue_age_ms_max", 60_000)
-        .set("limits.write_stall_ms_max", 60_000)
-        .set("limits.drain_ms_max", 60_000)
-        .start();
-    let author = Author::new(1);
-    let filler = "x".repeat(20_000);
-    let mut subscriber = server.connect();
-    subscriber.req("s", &[Filter::default()]);
-    assert_eq!(subscriber.stored("s"), []);
-    let mut publisher = server.connect();
-    // Six megabytes: more than the socket's buffers hold, so the rest waits in the relay.
-    for n in 0..EVENTS {
-        publisher.publish_ok(&author.note(now(), &format!("{n} {filler}")));
-    }
-    server.signal(Signal::TERM);
-    assert_eq!(publisher.next(), Answer::Close(Some(1001)), "nothing is owed to the publisher");
-    assert_eq!(publisher.next(), Answer::Gone);
-    wait_until("the listeners to close", || {
-        std::net::TcpStream::connect(server.address()).is_err()
-    });
-    for n in 0..EVENTS {
-        match subscriber.next() {
-            Answer::Event { event, .. } => {
-                assert!(event.content.starts_with(&format!("{n} ")), "event {n}");
-            }
-            other => panic!("event {n}: {other:?}"),
-        }
-    }
-    assert_eq!(subscriber.next(), Answer::Close(Some(1001)));
-    assert_eq!(subscriber.next(), Answer::Gone);
-    drop((subscriber, publisher));
-    let status = server.wait(PATIENCE).expect("it ends by itself");
-    assert_eq!(status.code(), Some(0), "{}", server.stderr());
 }
 
 /// Events that were sent before the signal are answered, and stored if the answer says so.

@@ -10,6 +10,7 @@ mod bad_input;
 mod corpus;
 mod crash;
 mod fanout;
+mod fire;
 mod hazards;
 mod layers;
 mod nip01;

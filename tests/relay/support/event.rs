@@ -122,25 +122,36 @@ impl Draft {
     }
 
     pub fn sign_over(self, author: &Author, controls: Controls) -> Event {
+        let (mut event, id) = self.hash(author.hex(), controls);
+        event.sig = author.sign(id);
+        event
+    }
+
+    /// The event of this public key with its right id and a wrong signature.
+    pub fn unsigned(self, pubkey: &str) -> Event {
+        self.hash(pubkey.into(), Controls::Verbatim).0
+    }
+
+    fn hash(self, pubkey: String, controls: Controls) -> (Event, [u8; 32]) {
         let list = |items: Vec<String>| format!("[{}]", items.join(","));
         let tag = |tag: &Vec<String>| list(tag.iter().map(|v| quote(v, controls)).collect());
         let tags = list(self.tags.iter().map(tag).collect());
         let text = format!(
-            "[0,\"{}\",{},{},{tags},{}]",
-            author.hex(),
+            "[0,\"{pubkey}\",{},{},{tags},{}]",
             self.created_at,
             self.kind,
             quote(&self.content, controls)
         );
         let id: [u8; 32] = Sha256::digest(text).into();
-        Event {
+        let event = Event {
             id: faster_hex::hex_string(&id),
-            pubkey: author.hex(),
+            pubkey,
             created_at: self.created_at,
             kind: self.kind,
             tags: self.tags,
             content: self.content,
-            sig: author.sign(id),
-        }
+            sig: "00".repeat(64),
+        };
+        (event, id)
     }
 }

@@ -1,7 +1,9 @@
 //! What every module here stands on: the server as a process, clients, signed events, the oracle.
 
 pub mod client;
+pub mod counts;
 pub mod event;
+pub mod listeners;
 pub mod oracle;
 pub mod raw;
 pub mod server;
@@ -11,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use client::{Answer, Client};
+pub use counts::Counts;
 pub use event::{Author, Draft, Event};
 pub use oracle::{Filter, Oracle, Rules};
 pub use server::{Launch, Server};
@@ -47,4 +50,12 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(std::time::Instant::now() < end, "waited {PATIENCE:?} for: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// As many connections as the system allows.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("up to the hard limit");
 }

@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use socket2::{Domain, Socket, Type};
+
 use super::PATIENCE;
 
 /// A well-formed handshake.
@@ -97,7 +99,21 @@ pub struct Raw {
 
 impl Raw {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the relay listens");
+        Self::over(TcpStream::connect(address).expect("the relay listens"))
+    }
+
+    /// Connected from 127.0.0.`host`, with a kernel that takes about `receive_bytes` before the program
+    /// reads.
+    pub fn narrow(address: SocketAddr, host: u8, receive_bytes: usize) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(receive_bytes).expect("a socket option");
+        let source = SocketAddr::from(([127, 0, 0, host], 0));
+        socket.bind(&source.into()).expect("a free source port");
+        socket.connect(&address.into()).expect("the relay listens");
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
         stream.set_write_timeout(Some(PATIENCE)).expect("a socket option");
         stream.set_nodelay(true).expect("a socket option");
@@ -107,10 +123,20 @@ impl Raw {
     /// Connected, and the handshake done.
     pub fn open(address: SocketAddr) -> Self {
         let mut raw = Self::connect(address);
-        raw.send(HANDSHAKE.as_bytes());
-        let head = raw.head();
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        raw.upgrade();
         raw
+    }
+
+    /// The same connection for another thread; only one of the two may read.
+    pub fn twin(&self) -> Self {
+        Self::over(self.stream.try_clone().expect("a free descriptor"))
+    }
+
+    /// The handshake.
+    pub fn upgrade(&mut self) {
+        self.send(HANDSHAKE.as_bytes());
+        let head = self.head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     }
 
     /// Sends bytes; the relay may have closed already.
@@ -143,26 +169,10 @@ impl Raw {
         self.buffer.split_off(self.at)
     }
 
-    /// The next frame, which must be well-formed, unmasked and whole.
+    /// The next frame but pings, which must be well-formed, unmasked and whole.
     pub fn next(&mut self) -> Seen {
-        let Some(header) = self.take(2) else { return Seen::End };
-        let (first, short) = (header[0], header[1]);
-        assert_eq!(first & 0xf0, 0x80, "the relay sends whole messages without extensions");
-        assert_eq!(short & 0x80, 0, "the relay does not mask");
-        let len = match short {
-            126 => {
-                let Some(len) = self.take(2) else { return Seen::End };
-                usize::from(u16::from_be_bytes([len[0], len[1]]))
-            }
-            127 => {
-                let Some(len) = self.take(8) else { return Seen::End };
-                let len = u64::from_be_bytes(len.try_into().expect("eight bytes"));
-                usize::try_from(len).expect("64 bits")
-            }
-            short => usize::from(short),
-        };
-        let Some(payload) = self.take(len) else { return Seen::End };
-        match first & 0x0f {
+        let Some((opcode, payload)) = self.frame() else { return Seen::End };
+        match opcode {
             opcode::TEXT => Seen::Text(String::from_utf8(payload).expect("text is UTF-8")),
             opcode::PONG => Seen::Pong(payload),
             opcode::PING => self.next(),
@@ -173,6 +183,31 @@ impl Raw {
             }),
             other => panic!("the relay sent opcode {other}"),
         }
+    }
+
+    /// The next frame's opcode and payload; `None` when the stream ended first.
+    pub fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let header = self.take(2)?;
+        let (first, short) = (header[0], header[1]);
+        assert_eq!(first & 0xf0, 0x80, "the relay sends whole messages without extensions");
+        assert_eq!(short & 0x80, 0, "the relay does not mask");
+        let len = match short {
+            126 => {
+                let len = self.take(2)?;
+                usize::from(u16::from_be_bytes([len[0], len[1]]))
+            }
+            127 => {
+                let len = u64::from_be_bytes(self.take(8)?.try_into().expect("eight bytes"));
+                usize::try_from(len).expect("64 bits")
+            }
+            short => usize::from(short),
+        };
+        Some((first & 0x0f, self.take(len)?))
+    }
+
+    /// Bytes received and not taken.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len() - self.at
     }
 
     fn take(&mut self, len: usize) -> Option<Vec<u8>> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Client, PATIENCE};
+use super::{Client, Counts, PATIENCE, wait_until};
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rheostr");
@@ -74,6 +74,11 @@ impl Launch {
     pub fn data(mut self, path: &Path) -> Self {
         self.data = Some(path.into());
         self
+    }
+
+    /// Serves its counts, for [`Server::counts`].
+    pub fn counted(self) -> Self {
+        self.set("admin.listen", "127.0.0.1:0")
     }
 
     /// `--set key=value`.
@@ -243,6 +248,39 @@ impl Server {
     pub fn descriptors(&self) -> usize {
         let path = format!("/proc/{}/fd", self.id());
         std::fs::read_dir(path).expect("the relay runs").count()
+    }
+
+    /// Memory of its own, in bytes: no mapped file is in it.
+    pub fn memory_bytes(&self) -> usize {
+        let path = format!("/proc/{}/status", self.id());
+        let status = std::fs::read_to_string(path).expect("the relay runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("a size");
+        kib.parse::<usize>().expect("a number") << 10
+    }
+
+    /// Time it has spent on processors, in hundredths of a second.
+    pub fn processor_ticks(&self) -> u64 {
+        let path = format!("/proc/{}/stat", self.id());
+        let stat = std::fs::read_to_string(path).expect("the relay runs");
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+        let times = fields.split(' ').skip(11).take(2);
+        times.map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
+    /// What it has counted; see [`Launch::counted`].
+    pub fn counts(&self) -> Counts {
+        let log = self.stderr();
+        let line = log.lines().find(|line| line.contains("metrics are served"));
+        let address = line.and_then(|line| line.split("address=").nth(1)).expect("it is counted");
+        Counts::read(address.trim().parse().expect("an address and a port"))
+    }
+
+    /// As [`counts`](Self::counts), once every live event that matched a subscription is accounted for:
+    /// delivered, served by the stored query, or counted as abandoned.
+    pub fn conserved(&self) -> Counts {
+        wait_until("matched = delivered + suppressed + abandoned", || self.counts().waiting() == 0);
+        self.counts()
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {

@@ -1,0 +1,45 @@
+//! The write path under attack, over real sockets: readers that never read, a flood with pings in it,
+//! a stop with every queue full, connections that break off, publishers that do not read their answers,
+//! a query for everything there is, windows that open slowly. On every backend.
+
+/// One test a backend.
+macro_rules! on_every_backend {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn on_tokio_uring() {
+                super::$name("tokio-uring");
+            }
+
+            #[test]
+            fn on_epoll() {
+                super::$name("epoll");
+            }
+        }
+    };
+}
+
+mod broken_off;
+mod deaf;
+mod pings;
+mod publisher;
+mod stop;
+mod stored;
+mod window;
+
+use crate::support::raw::{Raw, Seen};
+
+/// What `limits.send_buffer_bytes_max` lets the kernel hold for one peer, its own bookkeeping included.
+const KERNEL_BYTES_MAX: usize = 2 * 212_992;
+
+/// Opens a subscription and reads up to its EOSE.
+fn subscribe(raw: &mut Raw, request: &str) {
+    raw.text(request);
+    loop {
+        match raw.next() {
+            Seen::Text(text) if text.starts_with("[\"EOSE\"") => return,
+            Seen::Text(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
