@@ -7,7 +7,7 @@
 //!
 //! Pure, without a clock, socket, channel, thread or randomness (a test in `tests/` keeps it so):
 //!
-//! - [`wire`]: bytes ⇄ frames. The HTTP request, the WebSocket decoder, the gather batch.
+//! - [`wire`]: bytes ⇄ frames. The HTTP request, the WebSocket decoder, compression, the gather batch.
 //! - [`nostr`]: the vocabulary. Events, filters, messages, signatures.
 //! - [`relay`]: decisions. One state machine a shard: `handle_*` in, effects out.
 //!
@@ -22,7 +22,8 @@
 //! # The life of an EVENT
 //!
 //! 1. `driver::connection`: the socket is readable; its bytes go into the shard's one scratch buffer.
-//! 2. [`wire::websocket`]: frames become a text message, unmasked where it lies.
+//! 2. [`wire::websocket`]: frames become a text message, unmasked where it lies, or inflated by the
+//!    shard's one inflater ([`wire::deflate`]).
 //! 3. [`nostr::message`], [`nostr::parse`]: text becomes a candidate: shape checked, canonical JSON
 //!    written, id recomputed.
 //! 4. [`relay::policy`]: limits, before the signature is paid for. The candidate waits its turn.
@@ -33,7 +34,8 @@
 //! 8. [`relay::shard`]: the shard that submitted the event answers `OK`; each asks its index
 //!    ([`relay::subscriptions`]) who wants it.
 //! 9. [`relay::outbox`]: the event waits in the stream lane of each subscriber's connection, as a
-//!    reference to one shared JSON text; or, when that is full, in its subscription's own queue.
+//!    reference to one shared JSON text, or to what that was deflated to for all who read it so; or, when
+//!    that is full, in its subscription's own queue.
 //! 10. [`wire::batch`]: at the end of the tick each connection with something to say takes what waits
 //!     into one gather write; small frames are copied, large ones ride along.
 //! 11. `driver::connection`: one write in flight a socket; the next batch gathers behind it.

@@ -126,6 +126,7 @@ impl Relay {
             verify: config.verify,
             limits: Arc::new(config.limits.clone()),
             pages: Arc::new(pages(config)),
+            deflate: config.deflate,
             connections_max: connections,
             mesh,
             store: store.clone(),

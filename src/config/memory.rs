@@ -3,9 +3,11 @@
 use std::fmt;
 
 use super::Config;
+use crate::relay::Accept;
 use crate::relay::outbox::PONGS_BYTES_MAX;
 use crate::relay::session::VERIFY_BYTES_MAX;
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
+use crate::relay::{DEFLATER_BYTES_MAX, WINDOW_BYTES};
 
 /// The most memory the process takes for clients, in bytes, and the most the kernel keeps for them in
 /// send buffers. What it keeps for a socket that sends nothing, some 3 KiB, and the database's page cache
@@ -47,6 +49,17 @@ fn bytes(size: usize) -> u64 {
     size as u64
 }
 
+/// What compression takes of a connection, and of a shard: compressors, one window and one inflated
+/// message.
+fn deflate_bytes(accept: Accept, message: u64) -> (u64, u64) {
+    let shard = bytes(DEFLATER_BYTES_MAX) + bytes(WINDOW_BYTES) + message;
+    match accept {
+        Accept::Off => (0, 0),
+        Accept::On => (0, shard),
+        Accept::ClientContext => (bytes(WINDOW_BYTES), shard),
+    }
+}
+
 /// Adds up the limits for `connections` open connections.
 #[must_use]
 pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
@@ -59,11 +72,13 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let store = &config.store;
     let message = u64::from(limits.message_bytes_max);
     let shards = config.shard_count() as u64;
+    let (window, deflate) = deflate_bytes(config.deflate, message);
     MemoryBound {
         connections,
         per_connection: vec![
             ("session", CONNECTION_BYTES),
             ("message being read", message),
+            ("window", window),
             ("events to verify", bytes(VERIFY_BYTES_MAX) + message),
             ("outbox", limits.outbox_bytes_max.into()),
             ("pongs", bytes(PONGS_BYTES_MAX)),
@@ -73,6 +88,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
         ],
         shared: vec![
             ("shards", shards * SHARD_BYTES),
+            ("compression", shards * deflate),
             ("readers", config.reader_count() as u64 * READER_BYTES),
             ("commit", 2 * u64::from(store.batch_bytes_max)),
             ("live events", shards * (u64::from(limits.live_bytes_max) + message)),
@@ -108,8 +124,9 @@ impl MemoryBound {
 impl fmt::Display for MemoryBound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let terms = |terms: &[(&str, u64)]| {
+            let held = terms.iter().filter(|(_, bytes)| *bytes > 0);
             let texts: Vec<_> =
-                terms.iter().map(|(name, bytes)| format!("{name} {}", Size(*bytes))).collect();
+                held.map(|(name, bytes)| format!("{name} {}", Size(*bytes))).collect();
             texts.join(", ")
         };
         write!(
@@ -159,13 +176,25 @@ mod tests {
             bound.total_bytes(),
             1_000 * bound.per_connection_bytes() + bound.shared_bytes()
         );
-        assert_eq!(bound.per_connection[3], ("outbox", 1 << 20));
+        assert_eq!(bound.per_connection[4], ("outbox", 1 << 20));
         let mut larger = config.clone();
         larger.limits.outbox_bytes_max += 5;
         assert_eq!(memory_bound(&larger, 1_000).total_bytes(), bound.total_bytes() + 5_000);
         let text = bound.to_string();
         assert!(text.contains("1000 connections × ") && text.contains("outbox 1.0 MiB"), "{text}");
         assert!(text.ends_with("in the kernel 407 MiB: 416 KiB a connection"), "{text}");
+    }
+
+    #[test]
+    fn compression_costs_memory_where_it_is_on() {
+        let total = |deflate| memory_bound(&Config { deflate, ..Config::default() }, 1_000);
+        let (off, on) = (total(Accept::Off), total(Accept::On));
+        let context = total(Accept::ClientContext);
+        assert_eq!(off.shared[1], ("compression", 0));
+        assert_eq!(on.per_connection_bytes(), off.per_connection_bytes());
+        assert!(on.shared_bytes() > off.shared_bytes() + bytes(DEFLATER_BYTES_MAX));
+        assert_eq!(context.per_connection_bytes(), on.per_connection_bytes() + 48 * 1_024);
+        assert_eq!(context.shared_bytes(), on.shared_bytes());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::nostr::nip11::{Info, Limitation};
+use crate::relay::Accept;
 use crate::relay::limits::Limits;
 
 pub use load::{ConfigError, Layers};
@@ -36,6 +37,8 @@ pub struct Config {
     /// The address clients know the relay by, empty or `ws(s)://host[:port][/path]`. Its path is
     /// the one endpoint.
     pub relay_url: String,
+    /// Which offers of permessage-deflate are accepted.
+    pub deflate: Accept,
     /// NIP-11.
     pub info: Info,
     /// What a client may use.
@@ -130,6 +133,7 @@ impl Default for Config {
             backend: Backend::Auto,
             verify: true,
             relay_url: String::new(),
+            deflate: Accept::Off,
             info: Info::default(),
             limits: Limits::default(),
             store: Store::default(),

@@ -75,6 +75,7 @@ mod tests {
             "backend=tokio-uring",
             "verify=false",
             "relay_url=wss://relay.example/x",
+            "deflate=client-context",
             "info.name=\"a\\n'b' \\\"c\\\" é\"",
             "limits.message_bytes_max=5000000",
             "admin.listen=",

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 
 use crate::relay::ports::{CommitBatch, Sequence};
 use crate::relay::shard::SUBMISSIONS_MAX;
-use crate::relay::{Limits, Pages, Setup, Shard};
+use crate::relay::{Accept, Limits, Pages, Setup, Shard};
 use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
 use backend::epoll::Epoll;
 use backend::tokio_uring::TokioUring;
@@ -107,6 +107,8 @@ pub struct Config {
     pub limits: Arc<Limits>,
     /// What HTTP requests are answered with.
     pub pages: Arc<Pages>,
+    /// Which offers of compression are accepted.
+    pub deflate: Accept,
     /// Connections over all shards.
     pub connections_max: usize,
     /// The mailboxes; as many shards run.
@@ -172,6 +174,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             verify: config.verify,
             limits: config.limits.clone(),
             pages: config.pages.clone(),
+            deflate: config.deflate,
             hash_seed: RandomState::new().hash_one(number),
         };
         let parts = Parts {

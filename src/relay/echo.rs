@@ -94,6 +94,7 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Accept;
     use super::super::shard::{Effect, Pages, Reading, Setup};
     use super::*;
     use crate::wire::batch::Batch;
@@ -108,6 +109,7 @@ mod tests {
             verify: true,
             limits: limits.into(),
             pages: Pages { endpoint: "/".into(), ..Pages::default() }.into(),
+            deflate: Accept::Off,
             hash_seed: 1,
         });
         let key = shard.handle_accept(true, NOW);

@@ -23,6 +23,7 @@ pub mod shard;
 mod simulation;
 pub mod subscriptions;
 
+pub use crate::wire::deflate::{Accept, DEFLATER_BYTES_MAX, WINDOW_BYTES};
 pub use limits::Limits;
 pub use session::ConnectionKey;
 pub use shard::{Effect, Now, Pages, Reading, ScanKey, Setup, Shard};

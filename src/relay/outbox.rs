@@ -68,6 +68,8 @@ struct StreamFrame {
 enum Body {
     /// The event's JSON, shared by every subscriber.
     Event(Bytes),
+    /// The event's JSON and `]`, deflated once for all subscribers of a window size.
+    Deflated(Bytes),
     /// The whole EOSE.
     Eose(Box<[u8]>),
     /// The whole CLOSED of a subscription the relay has ended.
@@ -168,6 +170,13 @@ impl Outbox {
         self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Event(json) });
     }
 
+    /// Queues an event that [`Deflater::deflate`](crate::wire::deflate::Deflater::deflate) has made
+    /// blocks of, with the `]` behind it.
+    pub fn push_deflated(&mut self, name: &Rc<Name>, blocks: Bytes) {
+        self.stream_bytes += blocks.len();
+        self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Deflated(blocks) });
+    }
+
     /// Queues the EOSE of a subscription.
     pub fn push_eose(&mut self, name: &Rc<Name>) {
         let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
@@ -210,7 +219,7 @@ impl Outbox {
         self.stream.retain(|frame| {
             let keep = !gone(&frame.name);
             if !keep {
-                events += u64::from(matches!(frame.body, Body::Event(_)));
+                events += u64::from(frame.body.is_event());
                 *closed -= usize::from(matches!(frame.body, Body::Closed(_)));
                 *bytes -= frame.body.len();
             }
@@ -221,7 +230,7 @@ impl Outbox {
 
     /// Drops the whole stream; returns how many events were in it.
     pub fn purge_all(&mut self) -> u64 {
-        let events = self.stream.iter().filter(|f| matches!(f.body, Body::Event(_))).count();
+        let events = self.stream.iter().filter(|frame| frame.body.is_event()).count();
         self.stream = VecDeque::new();
         self.stream_bytes = 0;
         self.stream_closed = 0;
@@ -300,6 +309,9 @@ impl Outbox {
                 Body::Event(json) => {
                     batch.push_frame(Opcode::Text, &frame.name.event_prefix, json, b"]");
                 }
+                Body::Deflated(blocks) => {
+                    batch.push_deflated(Opcode::Text, &frame.name.event_prefix, blocks);
+                }
                 Body::Eose(text) => batch.push_small(Opcode::Text, text),
                 Body::Closed(text) => {
                     batch.push_small(Opcode::Text, text);
@@ -345,9 +357,13 @@ pub const PONGS_BYTES_MAX: usize = PONGS_MAX * CONTROL_BYTES_MAX;
 const QUEUE_KEPT_MAX: usize = 4;
 
 impl Body {
+    fn is_event(&self) -> bool {
+        matches!(self, Self::Event(_) | Self::Deflated(_))
+    }
+
     fn len(&self) -> usize {
         match self {
-            Self::Event(json) => json.len(),
+            Self::Event(bytes) | Self::Deflated(bytes) => bytes.len(),
             Self::Eose(text) | Self::Closed(text) => text.len(),
             #[cfg(any(test, feature = "echo-endpoint"))]
             Self::Echo(_, payload) => payload.len(),

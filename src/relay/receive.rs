@@ -12,13 +12,17 @@ use crate::nostr::{Candidate, ClientMessage, KindClass, RelayMessage, VerifiedEv
 use crate::wire::http::{self, HttpError, Request};
 use crate::wire::websocket::{DecodeError, Item};
 
+/// Bytes inflated for one connection before the others have their turn: some 0.2 ms. A small read may
+/// hold a thousand times its size.
+const INFLATED_PER_TURN: u64 = 256 << 10;
+
 impl Shard {
     /// What the reader of this connection does next.
     #[must_use]
     pub fn reading(&mut self, key: ConnectionKey) -> Reading {
         match self.session(key) {
             None => Reading::Gone,
-            Some(session) if session.paused => Reading::Paused,
+            Some(session) if session.paused || session.has_more() => Reading::Paused,
             Some(_) => Reading::Ready,
         }
     }
@@ -59,10 +63,13 @@ impl Shard {
     /// One that comes when ours has left ends the connection: both sides have said all (RFC 6455
     /// §7.1.1).
     fn await_close(&mut self, key: ConnectionKey, bytes: &mut [u8]) {
-        let Some(session) = self.session(key) else { return };
+        let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+            return;
+        };
+        session.decoder.pass_over();
         let mut input = bytes;
         while !session.deaf {
-            match session.decoder.next(&mut input) {
+            match session.decoder.next(&mut input, &mut self.inflater) {
                 Ok(None) => return,
                 Ok(Some(Item::Close(_))) => {
                     session.deaf = true;
@@ -78,7 +85,7 @@ impl Shard {
 
     fn read_head(&mut self, key: ConnectionKey, now: Now) {
         let pages = self.setup.pages.clone();
-        let stopping = self.stopping;
+        let (stopping, accept) = (self.stopping, self.setup.deflate);
         let Some(session) = self.session(key) else { return };
         let request = http::read_request(&session.backlog, &pages.endpoint);
         #[cfg(any(test, feature = "echo-endpoint"))]
@@ -97,7 +104,12 @@ impl Shard {
         };
         let response = match request {
             Request::WebSocket { .. } if stopping => HttpError::Full.response(),
-            Request::WebSocket { response } => {
+            Request::WebSocket { mut response, deflate } => {
+                if let Some(agreed) = deflate.and_then(|offer| offer.accept(accept)) {
+                    agreed.add_to(&mut response);
+                    session.decoder.take_deflated(agreed.client_context);
+                    session.deflate = Some(agreed.window());
+                }
                 let mut rest = std::mem::take(&mut session.backlog).split_off(used);
                 session.enter(Phase::Open, now.ms);
                 session.outbox.push_raw(response);
@@ -117,6 +129,7 @@ impl Shard {
             filters_max: limits.filters_max as usize,
             values_max: limits.filter_values_max as usize,
         };
+        let inflated_max = self.inflater.made_bytes() + INFLATED_PER_TURN;
         let mut input = bytes;
         loop {
             let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
@@ -131,7 +144,12 @@ impl Shard {
                 self.counters.reads_paused += 1;
                 return;
             }
-            let item = session.decoder.next(&mut input);
+            if self.inflater.made_bytes() >= inflated_max && !input.is_empty() {
+                session.backlog = input.to_vec();
+                self.effects.push_back(Effect::ResumeRead(key));
+                return;
+            }
+            let item = session.decoder.next(&mut input, &mut self.inflater);
             #[cfg(any(test, feature = "echo-endpoint"))]
             if let (Some(echo), Ok(Some(item))) = (&session.echo, &item)
                 && echo.answer(item, &mut session.outbox)
@@ -183,6 +201,7 @@ impl Shard {
             DecodeError::Fragments => "fragments out of order",
             DecodeError::BadClose => "bad close frame",
             DecodeError::NotUtf8 => "text is not UTF-8",
+            DecodeError::BadDeflate => "bad compressed data",
             DecodeError::TooLong => "message too long",
         };
         self.close(key, Close { code: Some(error.code()), reason: text }, reason, now);

@@ -7,7 +7,7 @@
 //! ```
 //! From every state an abort (socket error, deadline) leads straight to gone.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -19,6 +19,7 @@ use super::limits::Limits;
 use super::outbox::{Close, Name, Outbox};
 use super::ports::Sequence;
 use crate::nostr::{Candidate, Event, SubscriptionId};
+use crate::wire::deflate::{Deflater, WindowBits};
 use crate::wire::websocket::Decoder;
 
 /// Names a connection for its shard: the slot in the low half, a generation in the high half, so a
@@ -88,6 +89,8 @@ pub(super) struct Session {
     /// What a draining connection is closed with.
     pub(super) farewell: Close,
     pub(super) decoder: Decoder,
+    /// Events are sent deflated, with this window.
+    pub(super) deflate: Option<WindowBits>,
     /// Received bytes that are not decoded yet: a request head in parts, or what arrived after the
     /// last credit was used.
     pub(super) backlog: Vec<u8>,
@@ -139,6 +142,7 @@ impl Session {
             reason: CloseReason::Client,
             farewell: Close { code: None, reason: "" },
             decoder: Decoder::new(message_bytes_max),
+            deflate: None,
             backlog: Vec::new(),
             outbox: Outbox::default(),
             subscriptions: Vec::new(),
@@ -162,6 +166,22 @@ impl Session {
         }
     }
 
+    /// Queues a live event; the outbox has room.
+    pub(super) fn push_live(&mut self, name: &Rc<Name>, live: &LiveEvent, deflater: &mut Deflater) {
+        match self.deflate.and_then(|window| live.deflated(window, deflater)) {
+            Some(blocks) => self.outbox.push_deflated(name, blocks),
+            None => self.outbox.push_event(name, live.event.json()),
+        }
+    }
+
+    /// Queues a stored event; the outbox has room.
+    pub(super) fn push_stored(&mut self, name: &Rc<Name>, json: Bytes, deflater: &mut Deflater) {
+        match self.deflate.and_then(|window| deflater.deflate(&json, b"]", window)) {
+            Some(blocks) => self.outbox.push_deflated(name, blocks),
+            None => self.outbox.push_event(name, json),
+        }
+    }
+
     pub(super) fn enter(&mut self, phase: Phase, now_ms: u64) {
         self.phase = phase;
         self.phase_ms = now_ms;
@@ -180,6 +200,11 @@ impl Session {
             return false;
         }
         self.replies_owed < limits.replies_max && self.verify_bytes < VERIFY_BYTES_MAX
+    }
+
+    /// Whether received messages wait to be decoded.
+    pub(super) fn has_more(&self) -> bool {
+        self.phase == Phase::Open && !self.backlog.is_empty()
     }
 
     /// Whether a paused reader may go on. Half of the credit must be back, so that what has been
@@ -215,6 +240,9 @@ pub(super) struct LiveEvent {
     /// `None` for an ephemeral event, which no stored query can have served.
     pub(super) sequence: Option<Sequence>,
     pub(super) received_ms: u64,
+    /// What [`Deflater::deflate`] made of it, for each window size somebody here has asked for; their
+    /// bytes count too.
+    deflated: RefCell<Vec<(WindowBits, Option<Bytes>)>>,
     held: LiveBytes,
 }
 
@@ -229,13 +257,28 @@ impl LiveEvent {
         held: &LiveBytes,
     ) -> Rc<Self> {
         held.set(held.get() + event.record().len());
-        Rc::new(Self { event, sequence, received_ms, held: held.clone() })
+        let (deflated, held) = (RefCell::default(), held.clone());
+        Rc::new(Self { event, sequence, received_ms, deflated, held })
+    }
+
+    /// The event's JSON and `]` as blocks, if they are shorter; made once.
+    fn deflated(&self, window: WindowBits, deflater: &mut Deflater) -> Option<Bytes> {
+        let mut made = self.deflated.borrow_mut();
+        if let Some((_, blocks)) = made.iter().find(|(of, _)| *of == window) {
+            return blocks.clone();
+        }
+        let blocks = deflater.deflate(&self.event.json(), b"]", window);
+        self.held.set(self.held.get() + blocks.as_ref().map_or(0, Bytes::len));
+        made.push((window, blocks.clone()));
+        blocks
     }
 }
 
 impl Drop for LiveEvent {
     fn drop(&mut self) {
-        self.held.set(self.held.get() - self.event.record().len());
+        let deflated = self.deflated.get_mut().iter().flat_map(|(_, blocks)| blocks);
+        let bytes = self.event.record().len() + deflated.map(Bytes::len).sum::<usize>();
+        self.held.set(self.held.get() - bytes);
     }
 }
 

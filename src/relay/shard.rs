@@ -24,6 +24,7 @@ use super::session::{
 use super::subscriptions::SubscriptionIndex;
 use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
 use crate::wire::batch::Batch;
+use crate::wire::deflate::{Accept, Deflater, Inflater};
 use crate::wire::http::HttpError;
 
 /// The time, as the driver read it for this tick.
@@ -48,6 +49,8 @@ pub struct Setup {
     pub limits: Arc<Limits>,
     /// What HTTP requests are answered with.
     pub pages: Arc<Pages>,
+    /// Which offers of compression are accepted.
+    pub deflate: Accept,
     /// Seed of the index's hash; secret and random.
     pub hash_seed: u64,
 }
@@ -152,6 +155,9 @@ pub const SUBMISSION_BYTES_MAX: usize = 16 << 20;
 /// peer is found out at most that much later.
 const ASKS_PER_STALL: u32 = 8;
 
+/// Deflating this much takes about as long as one delivery.
+const DEFLATED_BYTES_PER_DELIVERY: u64 = 8;
+
 /// The state machine over all connections of one shard.
 pub struct Shard {
     pub(super) setup: Setup,
@@ -165,6 +171,9 @@ pub struct Shard {
     pub(super) effects: VecDeque<Effect>,
     pub(super) reader: MessageReader,
     pub(super) verifier: Verifier,
+    /// Lent to one compressed message at a time.
+    pub(super) inflater: Inflater,
+    pub(super) deflater: Deflater,
     pub(super) counters: Counters,
     pub(super) generation: u32,
     /// The last sequence number whose commit has been handled.
@@ -190,6 +199,8 @@ impl Shard {
             effects: VecDeque::new(),
             reader: MessageReader::default(),
             verifier: Verifier::default(),
+            inflater: Inflater::default(),
+            deflater: Deflater::default(),
             counters: Counters::default(),
             generation: 0,
             last_sequence: 0,
@@ -360,7 +371,10 @@ impl Shard {
             if deliveries >= deliveries_max {
                 return Some(at);
             }
+            let deflated = self.deflater.taken_bytes();
             deliveries += self.publish(event, Some(*sequence), now);
+            let deflated = self.deflater.taken_bytes() - deflated;
+            deliveries += deflated / DEFLATED_BYTES_PER_DELIVERY;
             self.last_sequence = self.last_sequence.max(*sequence);
         }
         self.last_sequence = self.last_sequence.max(batch.last_sequence);

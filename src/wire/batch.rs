@@ -5,7 +5,8 @@
 
 use bytes::Bytes;
 
-use super::frame::{Opcode, write_header};
+use super::deflate::{STORED_HEADER_BYTES, stored_block};
+use super::frame::{DEFLATED_BIT, Opcode, write_header};
 
 /// A payload longer than this is chained, not copied.
 pub const CHAIN_THRESHOLD_BYTES: usize = 1024;
@@ -55,6 +56,11 @@ impl Batch {
         let from = self.copied.len();
         write_header(&mut self.copied, opcode, prefix.len() + body.len() + suffix.len());
         self.copied.extend_from_slice(prefix);
+        self.add_payload(from, body, suffix);
+    }
+
+    /// Adds `body ‖ suffix` to the frame whose bytes so far were copied from `from` on.
+    fn add_payload(&mut self, from: usize, body: &Bytes, suffix: &[u8]) {
         if body.len() <= CHAIN_THRESHOLD_BYTES {
             self.copied.extend_from_slice(body);
             self.copied.extend_from_slice(suffix);
@@ -67,6 +73,23 @@ impl Batch {
             self.copied.extend_from_slice(suffix);
             self.add_copied(from);
         }
+    }
+
+    /// Adds one frame of a compressed message: `prefix`, which stays as it is, and what `blocks` inflate
+    /// to. A `prefix` that is not empty costs [`STORED_HEADER_BYTES`] more.
+    ///
+    /// # Panics
+    /// If `prefix` is longer than 65,535 bytes.
+    pub fn push_deflated(&mut self, opcode: Opcode, prefix: &[u8], blocks: &Bytes) {
+        let stored = u16::try_from(prefix.len()).expect("a prefix fits a stored block");
+        let header_len = if stored == 0 { 0 } else { STORED_HEADER_BYTES };
+        self.frames += 1;
+        let from = self.copied.len();
+        write_header(&mut self.copied, opcode, header_len + prefix.len() + blocks.len());
+        self.copied[from] |= DEFLATED_BIT;
+        self.copied.extend_from_slice(&stored_block(stored)[..header_len]);
+        self.copied.extend_from_slice(prefix);
+        self.add_payload(from, blocks, &[]);
     }
 
     /// Adds one frame of bytes that nobody shares.

@@ -51,6 +51,8 @@ pub struct ClientHeader {
     pub fin: bool,
     /// What it carries.
     pub opcode: Opcode,
+    /// RSV1: its message is compressed (RFC 7692 §6). Whether it may be is for the decoder to say.
+    pub deflated: bool,
     /// Key to unmask the payload with.
     pub mask: [u8; 4],
     /// Bytes of payload.
@@ -63,7 +65,7 @@ pub enum FrameError {
     /// RFC 6455 §5.2: reserved opcode.
     #[error("reserved opcode")]
     ReservedOpcode,
-    /// RFC 6455 §5.2: a reserved bit without an extension.
+    /// RFC 6455 §5.2: a reserved bit that no extension gives a meaning to, here.
     #[error("reserved bit set")]
     ReservedBit,
     /// RFC 6455 §5.1: a client must mask.
@@ -104,7 +106,7 @@ impl ClientHeader {
                 return Err(FrameError::ReservedOpcode);
             }
         };
-        if header.rsv1 || header.rsv2 || header.rsv3 {
+        if header.rsv1 && opcode.is_control() || header.rsv2 || header.rsv3 {
             return Err(FrameError::ReservedBit);
         }
         let mask = header.mask.ok_or(FrameError::NotMasked)?;
@@ -123,9 +125,13 @@ impl ClientHeader {
             return Err(FrameError::BadLength);
         }
         let used = usize::try_from(cursor.position()).expect("a header has at most 14 bytes");
-        Ok(Some((Self { fin: header.is_final, opcode, mask, payload_len }, used)))
+        let (fin, deflated) = (header.is_final, header.rsv1);
+        Ok(Some((Self { fin, opcode, deflated, mask, payload_len }, used)))
     }
 }
+
+/// RSV1 in the first byte of a header: the message is compressed (RFC 7692 §6).
+pub const DEFLATED_BIT: u8 = 0x40;
 
 /// Appends the header of an unfragmented frame to a client.
 pub fn write_header(out: &mut Vec<u8>, opcode: Opcode, payload_len: usize) {
@@ -165,10 +171,11 @@ mod tests {
     #[test]
     fn each_broken_header_is_named() {
         use FrameError as E;
-        let cases: [(&[u8], E); 9] = [
+        let cases: [(&[u8], E); 10] = [
             (&[0x83, 0x80, 0, 0, 0, 0], E::ReservedOpcode),
             (&[0x8b, 0x80, 0, 0, 0, 0], E::ReservedOpcode),
-            (&[0xc1, 0x80, 0, 0, 0, 0], E::ReservedBit),
+            (&[0xa1, 0x80, 0, 0, 0, 0], E::ReservedBit),
+            (&[0xc9, 0x80, 0, 0, 0, 0], E::ReservedBit),
             (&[0x91, 0x80, 0, 0, 0, 0], E::ReservedBit),
             (&[0x81, 0x00], E::NotMasked),
             (&[0x09, 0x80, 0, 0, 0, 0], E::FragmentedControl),

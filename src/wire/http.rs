@@ -2,6 +2,8 @@
 
 use tungstenite::handshake::derive_accept_key;
 
+use super::deflate::Offer;
+
 /// Longest request head.
 pub const HEAD_BYTES_MAX: usize = 8 << 10;
 
@@ -15,6 +17,8 @@ pub enum Request {
     WebSocket {
         /// Bytes to answer with.
         response: Vec<u8>,
+        /// The compression it offers; the response does not accept it.
+        deflate: Option<Offer>,
     },
     /// The relay information document (NIP-11).
     Document {
@@ -141,6 +145,7 @@ struct Head<'a> {
     connection_upgrade: bool,
     key: Option<&'a [u8]>,
     web_socket_version: Option<&'a [u8]>,
+    deflate: Option<Offer>,
 }
 
 impl<'a> Head<'a> {
@@ -157,6 +162,7 @@ impl<'a> Head<'a> {
             connection_upgrade: false,
             key: None,
             web_socket_version: None,
+            deflate: None,
         };
         let (mut host, mut length) = (None, None);
         for field in head.headers.iter() {
@@ -167,6 +173,11 @@ impl<'a> Head<'a> {
                 "upgrade" => parts.to_web_socket |= lists(value, "websocket"),
                 "connection" => parts.connection_upgrade |= lists(value, "upgrade"),
                 "sec-websocket-key" => once(&mut parts.key, value, "a handshake has one key")?,
+                "sec-websocket-extensions" => {
+                    let offer = Offer::first(value)
+                        .map_err(|_| HttpError::Malformed("malformed WebSocket extensions"))?;
+                    parts.deflate = parts.deflate.or(offer);
+                }
                 "sec-websocket-version" => {
                     once(&mut parts.web_socket_version, value, "a handshake has one version")?;
                 }
@@ -222,7 +233,8 @@ impl<'a> Head<'a> {
                     "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
                      Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
                 );
-                Ok(Request::WebSocket { response: response.into_bytes() })
+                let response = response.into_bytes();
+                Ok(Request::WebSocket { response, deflate: self.deflate })
             }
             _ => Err(HttpError::Malformed("malformed WebSocket handshake")),
         }

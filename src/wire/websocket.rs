@@ -6,8 +6,10 @@
 //!    ▲  whole frame in the input: unmasked where it lies, no copy     │
 //!    └────────────────────────────────────────────────────────────────┘
 //! ```
-//! Between fragments of a message the decoder stands in `Header` with `message` begun.
+//! Between fragments of a message the decoder stands in `Header` with `message` begun. A compressed
+//! message (RFC 7692) is gathered as it came and inflated when it is whole.
 
+use super::deflate::{Inflater, Window};
 use super::frame::{CONTROL_BYTES_MAX, ClientHeader, FrameError, Opcode, unmask};
 
 /// One message, or one control frame, from a client.
@@ -40,7 +42,10 @@ pub enum DecodeError {
     /// Text that is not UTF-8.
     #[error("text is not UTF-8")]
     NotUtf8,
-    /// A message over the limit.
+    /// A compressed message that does not inflate.
+    #[error("bad compressed data")]
+    BadDeflate,
+    /// A message over the limit, as it came or inflated.
     #[error("message too long")]
     TooLong,
 }
@@ -51,7 +56,7 @@ impl DecodeError {
     pub fn code(self) -> u16 {
         match self {
             Self::Frame(_) | Self::Fragments | Self::BadClose => 1002,
-            Self::NotUtf8 => 1007,
+            Self::NotUtf8 | Self::BadDeflate => 1007,
             Self::TooLong => 1009,
         }
     }
@@ -76,6 +81,24 @@ pub struct Decoder {
     /// Text is taken as it is.
     #[cfg(any(test, feature = "echo-endpoint"))]
     trusts_text: bool,
+    compression: Compression,
+    /// The message being read is compressed.
+    deflated: bool,
+    /// What compressed messages may refer to, from the first of them on.
+    window: Option<Box<Window>>,
+}
+
+/// What the handshake settled about compressed messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    /// None may come.
+    Off,
+    /// Each stands alone.
+    Alone,
+    /// Each may refer to those before it.
+    Context,
+    /// They are handed out as they came.
+    PassedOver,
 }
 
 /// A message buffer larger than this is given back after its message.
@@ -95,6 +118,9 @@ impl Decoder {
             handed_out: None,
             #[cfg(any(test, feature = "echo-endpoint"))]
             trusts_text: false,
+            compression: Compression::Off,
+            deflated: false,
+            window: None,
         }
     }
 
@@ -104,14 +130,31 @@ impl Decoder {
         self.trusts_text = true;
     }
 
+    /// Lets compressed messages in; with `context` they may refer to earlier ones, and the decoder owns
+    /// a window of [`WINDOW_BYTES`](super::deflate::WINDOW_BYTES) once the first has come.
+    pub fn take_deflated(&mut self, context: bool) {
+        self.compression = if context { Compression::Context } else { Compression::Alone };
+    }
+
+    /// From here on messages are for nobody: compressed ones are handed out as they came.
+    pub fn pass_over(&mut self) {
+        self.compression = match self.compression {
+            Compression::Off => Compression::Off,
+            _ => Compression::PassedOver,
+        };
+        self.window = None;
+    }
+
     /// Takes bytes from the front of `input` up to the end of the next item; `None` when the input
-    /// is used up first.
+    /// is used up first. Compressed messages are inflated by `inflater`, whose memory is lent for one
+    /// call and what it returns.
     ///
     /// # Errors
     /// The client broke RFC 6455 or the limit; the decoder must not be used again.
     pub fn next<'s, 'i: 's>(
         &'s mut self,
         input: &mut &'i mut [u8],
+        inflater: &'s mut Inflater,
     ) -> Result<Option<Item<'s>>, DecodeError> {
         self.clear_handed_out();
         loop {
@@ -126,6 +169,9 @@ impl Decoder {
                     let (payload, rest) = std::mem::take(input).split_at_mut(len);
                     *input = rest;
                     unmask(payload, header.mask, 0);
+                    if header.deflated && self.compression != Compression::PassedOver {
+                        return self.inflate(inflater, header.opcode, payload).map(Some);
+                    }
                     if self.is_checked(header.opcode)
                         && simdutf8::basic::from_utf8(payload).is_err()
                     {
@@ -135,6 +181,7 @@ impl Decoder {
                 }
                 if !header.opcode.is_control() && header.opcode != Opcode::Continuation {
                     self.begun = Some(header.opcode);
+                    self.deflated = header.deflated;
                 }
                 self.payload = Some((header, header.payload_len));
             }
@@ -145,6 +192,11 @@ impl Decoder {
             }
             if header.fin {
                 let opcode = self.begun.take().expect("a fragment belongs to a message");
+                if self.deflated && self.compression != Compression::PassedOver {
+                    self.handed_out = Some(opcode);
+                    let message = std::mem::take(&mut self.message);
+                    return self.inflate(inflater, opcode, &message).map(Some);
+                }
                 if self.is_checked(opcode) && self.checked < self.message.len() {
                     return Err(DecodeError::NotUtf8);
                 }
@@ -158,6 +210,18 @@ impl Decoder {
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.message.capacity() + self.small.capacity()
+    }
+
+    fn inflate<'o>(
+        &mut self,
+        inflater: &'o mut Inflater,
+        opcode: Opcode,
+        payload: &[u8],
+    ) -> Result<Item<'o>, DecodeError> {
+        let is_text = self.is_checked(opcode);
+        let window = (self.compression == Compression::Context)
+            .then(|| &mut **self.window.get_or_insert_with(|| Box::new(Window::new(false))));
+        item(opcode, inflater.inflate(window, payload, is_text, self.message_bytes_max)?)
     }
 
     fn clear_handed_out(&mut self) {
@@ -197,8 +261,13 @@ impl Decoder {
         if header.opcode.is_control() {
             return Ok(());
         }
-        if (header.opcode == Opcode::Continuation) != self.begun.is_some() {
+        let continues = header.opcode == Opcode::Continuation;
+        if continues != self.begun.is_some() {
             return Err(DecodeError::Fragments);
+        }
+        // RFC 7692 §6.1: the first frame speaks for the message.
+        if header.deflated && (continues || self.compression == Compression::Off) {
+            return Err(FrameError::ReservedBit.into());
         }
         let room = self.message_bytes_max.saturating_sub(self.message.len());
         if header.payload_len > room as u64 {
@@ -222,8 +291,9 @@ impl Decoder {
             self.small.extend_from_slice(bytes);
         } else {
             self.message.extend_from_slice(bytes);
-            if self.begun.is_some_and(|opcode| self.is_checked(opcode)) {
-                self.check_utf8()?;
+            let checked = self.begun.is_some_and(|opcode| self.is_checked(opcode));
+            if checked && !self.deflated {
+                check_utf8(&self.message, &mut self.checked)?;
             }
         }
         if done.is_some() {
@@ -233,27 +303,24 @@ impl Decoder {
     }
 
     /// Whether messages of this opcode must be UTF-8.
-    #[cfg_attr(
-        not(any(test, feature = "echo-endpoint")),
-        expect(clippy::unused_self, reason = "a fault is kept here")
-    )]
     fn is_checked(&self, opcode: Opcode) -> bool {
         #[cfg(any(test, feature = "echo-endpoint"))]
         if self.trusts_text {
             return false;
         }
-        opcode == Opcode::Text
+        opcode == Opcode::Text && self.compression != Compression::PassedOver
     }
+}
 
-    /// Fails at the first byte that no continuation can repair (RFC 6455 §8.1).
-    fn check_utf8(&mut self) -> Result<(), DecodeError> {
-        match simdutf8::compat::from_utf8(&self.message[self.checked..]) {
-            Ok(_) => self.checked = self.message.len(),
-            Err(error) if error.error_len().is_none() => self.checked += error.valid_up_to(),
-            Err(_) => return Err(DecodeError::NotUtf8),
-        }
-        Ok(())
+/// Moves `checked` on to where `text` stops being UTF-8; fails at the first byte that no continuation
+/// can repair (RFC 6455 §8.1).
+pub(super) fn check_utf8(text: &[u8], checked: &mut usize) -> Result<(), DecodeError> {
+    match simdutf8::compat::from_utf8(&text[*checked..]) {
+        Ok(_) => *checked = text.len(),
+        Err(error) if error.error_len().is_none() => *checked += error.valid_up_to(),
+        Err(_) => return Err(DecodeError::NotUtf8),
     }
+    Ok(())
 }
 
 fn item(opcode: Opcode, payload: &mut [u8]) -> Result<Item<'_>, DecodeError> {
@@ -329,6 +396,7 @@ mod tests {
     /// Feeds `wire` in pieces that end at `cuts`.
     fn decode(wire: &[u8], cuts: &[usize], max: usize) -> (Vec<Seen>, Option<DecodeError>) {
         let mut decoder = Decoder::new(max);
+        let mut inflater = Inflater::default();
         let mut seen = Vec::new();
         let mut from = 0;
         for &to in cuts.iter().chain([&wire.len()]) {
@@ -337,7 +405,7 @@ mod tests {
             from = to;
             let mut input = &mut piece[..];
             loop {
-                match decoder.next(&mut input) {
+                match decoder.next(&mut input, &mut inflater) {
                     Ok(Some(item)) => seen.push(see(item)),
                     Ok(None) => break,
                     Err(error) => return (seen, Some(error)),
@@ -402,7 +470,9 @@ mod tests {
         let wire = frame(true, Opcode::Text, b"ab\xff and a long rest");
         let cut = wire.len() - 10;
         let mut piece = wire[..cut].to_vec();
-        assert_eq!(Decoder::new(100).next(&mut &mut piece[..]), Err(DecodeError::NotUtf8));
+        let (mut decoder, mut inflater) = (Decoder::new(100), Inflater::default());
+        let result = decoder.next(&mut &mut piece[..], &mut inflater);
+        assert_eq!(result, Err(DecodeError::NotUtf8));
     }
 
     proptest! {

@@ -1,12 +1,13 @@
 //! One shard in situations made by hand: what a client sees, and when.
 
+mod deflate;
 mod delivery;
 mod ends;
 
 use std::sync::Arc;
 
 use super::ports::{Chunk, CommitBatch, Submission, Verdict};
-use super::{ConnectionKey, Effect, Limits, Now, Pages, Reading, ScanKey, Setup, Shard};
+use super::{Accept, ConnectionKey, Effect, Limits, Now, Pages, Reading, ScanKey, Setup, Shard};
 use crate::nostr::Event;
 use crate::nostr::testing::Draft;
 use crate::wire::batch::Batch;
@@ -41,6 +42,7 @@ impl Relay {
             verify: true,
             limits: Arc::new(limits),
             pages: Arc::new(pages),
+            deflate: Accept::Off,
             hash_seed: 1,
         });
         let now = Now { ms: 50_000, unix_s: 1_700_000_000 };

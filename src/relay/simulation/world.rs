@@ -11,7 +11,7 @@ use super::socket::{Farewell, Greeting, Socket, random_message};
 use crate::relay::counters::Counters;
 use crate::relay::ports::{CommitBatch, Submission, Verdict};
 use crate::relay::session::{Phase, Stage};
-use crate::relay::{ConnectionKey, Limits, Now, Pages, Setup, Shard};
+use crate::relay::{Accept, ConnectionKey, Limits, Now, Pages, Setup, Shard};
 use crate::wire::frame::Opcode;
 
 /// The longest step of the clock.
@@ -70,6 +70,7 @@ impl World {
                 verify: false,
                 limits: limits.clone(),
                 pages: pages.clone(),
+                deflate: Accept::Off,
                 hash_seed,
             };
             Node::new(Shard::new(setup), shards)

@@ -41,7 +41,7 @@ fn cors(response: &[u8]) -> usize {
 fn see(result: &Result<Option<(Request, usize)>, HttpError>) -> Seen {
     match result {
         Ok(None) => Seen::Incomplete,
-        Ok(Some((Request::WebSocket { response }, _))) => {
+        Ok(Some((Request::WebSocket { response, .. }, _))) => {
             assert_eq!(status(response), 101);
             Seen::WebSocket
         }
@@ -200,7 +200,7 @@ fn each_bad_head_has_its_status() {
 #[test]
 fn the_answer_to_the_key_is_the_one_of_the_rfc() {
     let (request, _) = read_request(&head("GET / HTTP/1.1", UPGRADE), "/").unwrap().unwrap();
-    let Request::WebSocket { response } = request else { panic!("a handshake") };
+    let Request::WebSocket { response, .. } = request else { panic!("a handshake") };
     let text = String::from_utf8(response).unwrap().to_ascii_lowercase();
     // RFC 6455 §1.3.
     assert!(text.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"), "{text}");
