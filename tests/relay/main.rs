@@ -9,6 +9,7 @@ mod accept_balance;
 mod bad_input;
 mod corpus;
 mod crash;
+mod deflate;
 mod fanout;
 mod fire;
 mod hazards;
