@@ -62,6 +62,8 @@
 //!   backends: an idle connection owns no buffer, and no read can outlive its task.
 //! - A stored query ends where its subscription was filed, not where its first slice looked: what a
 //!   filter's limit leaves out of that slice would else be neither stored nor live.
+//! - Shards share one table behind locks: connections by client address (`driver::places`). It is
+//!   touched when a connection comes and when it goes, and a cap kept by each shard would be no cap.
 //! - A connection has no standing writer task: one is spawned when something waits and ends when the
 //!   outbox is empty. That is one task instead of two for an idle connection.
 

@@ -23,6 +23,7 @@ use super::read::store_options;
 use crate::config::memory::memory_bound;
 use crate::config::{Backend, Config};
 use crate::driver::backend::Choice;
+use crate::driver::places::Places;
 use crate::driver::{self, Mesh, Observe};
 use crate::nostr::nip11;
 use crate::ops::admin::{CHUNK_EVENTS_MAX, Running};
@@ -120,6 +121,7 @@ impl Relay {
 
         let shard_metrics: Vec<Arc<ShardMetrics>> = (0..count).map(|_| Arc::default()).collect();
         let observe = shard_metrics.iter().cloned().map(observe).collect();
+        let places = Places::new(config.limits.connections_per_ip_max);
         let shards = driver::start(driver::Config {
             listen: config.listen,
             backend: choice(config.backend),
@@ -128,6 +130,8 @@ impl Relay {
             pages: Arc::new(pages(config)),
             deflate: config.deflate,
             connections_max: connections,
+            places: places.clone(),
+            proxies: Arc::new(config.proxies()),
             mesh,
             store: store.clone(),
             last_sequence,
@@ -145,6 +149,7 @@ impl Relay {
                 store: store.clone(),
                 writer: writer.handle(),
                 readers: readers.handle(),
+                places,
                 addresses,
             }),
         };

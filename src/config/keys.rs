@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use toml::Value;
 
+use crate::relay::Proxies;
+
 /// One key.
 #[derive(Debug)]
 pub struct Key {
@@ -35,6 +37,8 @@ pub enum Allowed {
     OptionalAddress,
     /// 64 lowercase hex characters, or empty.
     OptionalPubkey,
+    /// A list of addresses and networks.
+    Networks,
     /// `ws://` or `wss://`, a host, perhaps a path; or empty.
     OptionalRelayUrl,
 }
@@ -56,6 +60,10 @@ impl Allowed {
                 text.is_empty() || crate::nostr::tag::decode_hex32(text.as_bytes()).is_some()
             }
             (Self::OptionalRelayUrl, Value::String(text)) => text.is_empty() || is_relay_url(text),
+            (Self::Networks, Value::Array(list)) => {
+                let texts: Option<Vec<_>> = list.iter().map(Value::as_str).collect();
+                texts.is_some_and(|texts| Proxies::parse(texts).is_ok())
+            }
             _ => false,
         }
     }
@@ -63,7 +71,7 @@ impl Allowed {
     /// Whether the value is a text, so that `--set` need not quote it.
     #[must_use]
     pub fn is_text(self) -> bool {
-        !matches!(self, Self::Number(..) | Self::Flag)
+        !matches!(self, Self::Number(..) | Self::Flag | Self::Networks)
     }
 }
 
@@ -93,6 +101,9 @@ impl fmt::Display for Allowed {
             Self::Address => f.write_str("an address as in \"127.0.0.1:7777\" or \"[::1]:7777\""),
             Self::OptionalAddress => f.write_str("an address as in \"127.0.0.1:7778\", or \"\""),
             Self::OptionalPubkey => f.write_str("64 lowercase hex characters, or \"\""),
+            Self::Networks => f.write_str(
+                "a list of addresses and networks as in [\"192.0.2.1\", \"10.0.0.0/8\"]",
+            ),
             Self::OptionalRelayUrl => {
                 f.write_str("an address as in \"wss://relay.example/path\", or \"\"")
             }
@@ -168,6 +179,12 @@ pub const KEYS: &[Key] = &[
          all its receivers together. client-context lets a client refer to its earlier messages and \
          costs such a connection 48 KiB.",
     ),
+    key(
+        "trusted_proxies",
+        Allowed::Networks,
+        "Proxies whose X-Forwarded-For is believed: the client is its last entry that is not one of \
+         these. Of everybody else the header is ignored.",
+    ),
     key("info.name", Allowed::Text, "NIP-11: name of the relay, best under 30 characters."),
     key("info.description", Allowed::Text, "NIP-11: what the relay is for."),
     key("info.banner", Allowed::Text, "NIP-11: URL of a wide picture."),
@@ -181,6 +198,12 @@ pub const KEYS: &[Key] = &[
         Allowed::Number(0, 4_000_000),
         "Open connections over all shards; more are refused with 503. 0 = as many as the process may \
          have open files.",
+    ),
+    key(
+        "limits.connections_per_ip_max",
+        Allowed::Number(0, 4_000_000),
+        "Open connections of one client address, an IPv6 /64 counting as one; more are refused with \
+         429. 127.0.0.1 and ::1 are not capped. 0 = any number.",
     ),
     key(
         "limits.message_bytes_max",
@@ -339,6 +362,17 @@ mod tests {
             ["", "relay", "http://a", "ws://", "ws:///path", "ws://a/?x", "ws://a b", "ws://u@h"]
         {
             assert!(!is_relay_url(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn proxies_are_addresses_and_networks() {
+        let admits = |text: &str| Allowed::Networks.admits(&text.parse().unwrap());
+        assert!(admits("[]") && admits(r#"["::1", "10.0.0.0/8"]"#));
+        for bad in
+            [r#""10.0.0.1""#, "[1]", r#"["10.0.0.1", "proxy"]"#, r#"["10.0.0.1/8"]"#, r#"[""]"#]
+        {
+            assert!(!admits(bad), "{bad}");
         }
     }
 

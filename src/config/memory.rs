@@ -40,6 +40,9 @@ const RANGES_MAX: u64 = 16_384;
 const SLICE_BYTES: u64 = 256 << 10;
 /// Session, socket, timers and tables of one connection.
 const CONNECTION_BYTES: u64 = 1_024;
+/// A client's entry in the table of addresses, which may be at most half full after it has grown, and
+/// the connection's place in it.
+const ADDRESS_BYTES: u64 = 96;
 /// Keys, dedupe and scratch of one shard.
 const SHARD_BYTES: u64 = 4 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.
@@ -85,6 +88,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
             ("stored queries", u64::from(limits.subscriptions_max) * query),
+            ("address", ADDRESS_BYTES),
         ],
         shared: vec![
             ("shards", shards * SHARD_BYTES),

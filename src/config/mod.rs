@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::nostr::nip11::{Info, Limitation};
 use crate::relay::Accept;
+use crate::relay::Proxies;
 use crate::relay::limits::Limits;
 
 pub use load::{ConfigError, Layers};
@@ -39,6 +40,8 @@ pub struct Config {
     pub relay_url: String,
     /// Which offers of permessage-deflate are accepted.
     pub deflate: Accept,
+    /// Addresses and networks whose word on a client's address is believed.
+    pub trusted_proxies: Vec<String>,
     /// NIP-11.
     pub info: Info,
     /// What a client may use.
@@ -134,6 +137,7 @@ impl Default for Config {
             verify: true,
             relay_url: String::new(),
             deflate: Accept::Off,
+            trusted_proxies: Vec::new(),
             info: Info::default(),
             limits: Limits::default(),
             store: Store::default(),
@@ -189,6 +193,16 @@ impl Config {
             0 => std::thread::available_parallelism().map_or(1, usize::from).max(2),
             readers => readers.into(),
         }
+    }
+
+    /// The proxies that are believed.
+    ///
+    /// # Panics
+    /// When the list was not checked by [`keys`].
+    #[must_use]
+    pub fn proxies(&self) -> Proxies {
+        let texts = self.trusted_proxies.iter().map(String::as_str);
+        Proxies::parse(texts).expect("checked when it was read")
     }
 
     /// The one path clients connect to.

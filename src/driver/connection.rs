@@ -15,6 +15,7 @@ use std::task::{Poll, Waker};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 
 use super::backend::{Backend, Socket};
+use super::places::Place;
 use super::shard_loop::ShardLoop;
 use crate::relay::{ConnectionKey, Reading};
 
@@ -24,6 +25,8 @@ pub struct Connection<B: Backend> {
     pub(super) socket: B::Socket,
     pub(super) resume: Resume,
     pub(super) _load: Load,
+    /// Its place among its client's connections, once the client is known.
+    pub(super) place: Cell<Option<Place>>,
 }
 
 impl<B: Backend> Connection<B> {

@@ -8,6 +8,7 @@ pub mod bus;
 pub mod clock;
 mod connection;
 mod listener;
+pub mod places;
 mod shard_loop;
 mod sockopt;
 
@@ -21,12 +22,13 @@ use std::thread::JoinHandle;
 
 use crate::relay::ports::{CommitBatch, Sequence};
 use crate::relay::shard::SUBMISSIONS_MAX;
-use crate::relay::{Accept, Limits, Pages, Setup, Shard};
+use crate::relay::{Accept, Limits, Pages, Proxies, Setup, Shard};
 use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
 use backend::epoll::Epoll;
 use backend::tokio_uring::TokioUring;
 use backend::{Backend, Choice};
 use bus::{Address, FromThread, HANDOVERS_MAX, Mailbox};
+use places::Places;
 pub use shard_loop::{Observe, SCRATCH_BYTES};
 use shard_loop::{Parts, ShardLoop};
 
@@ -111,6 +113,10 @@ pub struct Config {
     pub deflate: Accept,
     /// Connections over all shards.
     pub connections_max: usize,
+    /// Connections by client address.
+    pub places: Arc<Places>,
+    /// Who is believed when it names the client it speaks for.
+    pub proxies: Arc<Proxies>,
     /// The mailboxes; as many shards run.
     pub mesh: Mesh,
     /// Where stored queries begin.
@@ -175,6 +181,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             limits: config.limits.clone(),
             pages: config.pages.clone(),
             deflate: config.deflate,
+            proxies: config.proxies.clone(),
             hash_seed: RandomState::new().hash_one(number),
         };
         let parts = Parts {
@@ -184,6 +191,8 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             peers: addresses.clone(),
             loads: loads.clone(),
             connections_max: config.connections_max,
+            places: config.places.clone(),
+            proxies: config.proxies.clone(),
             store: config.store.clone(),
             submit: config.submit.clone(),
             read: config.read.clone(),

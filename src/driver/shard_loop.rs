@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,16 +16,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::net::Shutdown;
+use socket2::SockRef;
 
 use super::backend::Backend;
 use super::bus::{Address, FromShard, FromThread, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
+use super::places::{Place, Places};
 use super::{listener, sockopt};
 use crate::nostr::Event;
 use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
-use crate::relay::{ConnectionKey, Effect, Now, ScanKey, Shard};
+use crate::relay::{Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard};
 use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
 use crate::wire::batch::Batch;
 
@@ -65,6 +68,8 @@ pub struct Parts {
     pub(super) peers: Arc<[Address]>,
     pub(super) loads: Arc<[AtomicUsize]>,
     pub(super) connections_max: usize,
+    pub(super) places: Arc<Places>,
+    pub(super) proxies: Arc<Proxies>,
     pub(super) store: Store,
     pub(super) submit: WriterHandle,
     pub(super) read: ReadersHandle,
@@ -79,6 +84,8 @@ pub struct ShardLoop<B: Backend> {
     pub(super) peers: Arc<[Address]>,
     pub(super) loads: Arc<[AtomicUsize]>,
     connections_max: usize,
+    places: Arc<Places>,
+    proxies: Arc<Proxies>,
     /// A commit of which only a part has been delivered, and where to go on.
     committing: RefCell<Option<(Arc<CommitBatch>, usize)>>,
     /// By the slot of the core's key.
@@ -118,6 +125,8 @@ impl<B: Backend> ShardLoop<B> {
             peers: parts.peers,
             loads: parts.loads,
             connections_max: parts.connections_max,
+            places: parts.places,
+            proxies: parts.proxies,
             committing: RefCell::default(),
             connections: RefCell::default(),
             scans: RefCell::default(),
@@ -253,10 +262,17 @@ impl<B: Backend> ShardLoop<B> {
                 return;
             }
         };
-        let open: usize = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum();
-        let key = self.with(|core, now| core.handle_accept(open <= self.connections_max, now));
-        let connection =
-            Rc::new(Connection { key, socket, resume: Resume::default(), _load: load });
+        // It fails when the peer has given up already.
+        let Ok(Some(peer)) = SockRef::from(&socket).peer_addr().map(|peer| peer.as_socket()) else {
+            return;
+        };
+        let peer = peer.ip().to_canonical();
+        let Some((arrival, place)) = self.receive(peer) else {
+            return self.core.borrow_mut().handle_unheard();
+        };
+        let key = self.with(|core, now| core.handle_accept(peer, arrival, now));
+        let (resume, place) = (Resume::default(), Cell::new(place));
+        let connection = Rc::new(Connection { key, socket, resume, _load: load, place });
         let mut connections = self.connections.borrow_mut();
         if connections.len() <= key.slot() {
             connections.resize_with(key.slot() + 1, || None);
@@ -264,6 +280,38 @@ impl<B: Backend> ShardLoop<B> {
         connections[key.slot()] = Some(connection.clone());
         B::spawn_local(connection::read(connection, self.clone()));
         self.nudge();
+    }
+
+    /// What becomes of a connection from `peer`; `None` when it is not even told why.
+    fn receive(&self, peer: IpAddr) -> Option<(Arrival, Option<Place>)> {
+        let open: usize = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum();
+        if open > self.connections_max {
+            return Some((Arrival::Full, None));
+        }
+        if self.proxies.trusts(peer) {
+            return Some((Arrival::Proxy, None));
+        }
+        match self.take_place(peer) {
+            (Admission::Granted, place) => Some((Arrival::Client, place)),
+            (Admission::Refused, place) => Some((Arrival::Refused, place)),
+            (Admission::Unheard, _) => None,
+        }
+    }
+
+    fn take_place(&self, client: IpAddr) -> (Admission, Option<Place>) {
+        let taken = self.places.take(client);
+        if taken.0 != Admission::Granted {
+            tracing::debug!(%client, "over limits.connections_per_ip_max");
+        }
+        taken
+    }
+
+    /// A proxy has named its client.
+    fn admit(&self, key: ConnectionKey, client: IpAddr) {
+        let Some(connection) = self.connection(key) else { return };
+        let (admission, place) = self.take_place(client);
+        connection.place.set(place);
+        self.with(|core, now| core.handle_admission(key, admission, now));
     }
 
     fn connection(&self, key: ConnectionKey) -> Option<Rc<Connection<B>>> {
@@ -281,6 +329,7 @@ impl<B: Backend> ShardLoop<B> {
                 Effect::ResumeScan(key) => self.slices.borrow_mut().push_back(key),
                 Effect::CancelScan(key) => self.cancel(key),
                 Effect::PublishEphemeral { token, event } => self.publish(token, &event),
+                Effect::Admit(key, client) => self.admit(key, client),
                 Effect::Write(key) => {
                     if let Some(connection) = self.connection(key) {
                         B::spawn_local(connection::write(connection, self.clone()));

@@ -14,6 +14,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::driver::bus::Address;
+use crate::driver::places::Places;
 use crate::relay::counters::Counters;
 use crate::store::{CommitStats, ReadersHandle, Store, WriterHandle};
 
@@ -123,6 +124,7 @@ metrics! {
         closed_timeout: Counter "connections_closed" ("reason", "timeout"), "Connections too slow with a request or a close.";
         closed_shutdown: Counter "connections_closed" ("reason", "shutdown"), "Connections ended by the shutdown.";
         closed_full: Counter "connections_closed" ("reason", "full"), "Connections refused for want of room.";
+        closed_per_ip: Counter "connections_closed" ("reason", "per_ip"), "Connections refused because their address had enough.";
         bytes_in: Counter "received_bytes", "Bytes received.";
         messages_in: Counter "received_messages", "Messages received.";
         messages_invalid: Counter "received_messages_invalid", "Messages that were malformed.";
@@ -274,6 +276,8 @@ pub struct Sources {
     pub writer: WriterHandle,
     /// For their queue.
     pub readers: ReadersHandle,
+    /// For the number of client addresses.
+    pub places: Arc<Places>,
     /// For the wakes of each shard.
     pub addresses: Arc<[Address]>,
 }
@@ -288,6 +292,8 @@ impl Sources {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut gauge = |name, help, value| encode_single(encoder, name, Sort::Gauge, help, value);
         gauge("store_queue", "Events waiting for the writer.", self.writer.queued() as u64)?;
+        let addresses = self.places.addresses() as u64;
+        gauge("client_addresses", "Client addresses with open connections.", addresses)?;
         gauge("scan_queue", "Slices waiting for a reader.", self.readers.queued() as u64)?;
         // A store that cannot be read fails elsewhere, and louder.
         if let Ok(info) = self.store.info() {

@@ -108,4 +108,6 @@ pub struct Counters {
     pub closed_shutdown: u64,
     /// Connections refused for want of room (503).
     pub closed_full: u64,
+    /// Connections refused because their address had as many as it may have (429).
+    pub closed_per_ip: u64,
 }

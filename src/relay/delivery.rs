@@ -368,8 +368,9 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
+    use crate::relay::client::CLIENT;
     use crate::relay::ports::{CommitBatch, Submission, Verdict};
-    use crate::relay::{Limits, Pages, Setup};
+    use crate::relay::{Arrival, Limits, Pages, Setup};
     use crate::wire::batch::Batch;
     use crate::wire::deflate::Accept;
     use crate::wire::frame::{Opcode, write_header};
@@ -384,6 +385,7 @@ mod tests {
             limits: Arc::new(Limits::default()),
             pages: Arc::new(Pages { endpoint: "/".into(), ..Pages::default() }),
             deflate: Accept::Off,
+            proxies: Arc::default(),
             hash_seed: 1,
         })
     }
@@ -408,7 +410,7 @@ mod tests {
     }
 
     fn connect(shard: &mut Shard) -> ConnectionKey {
-        let key = shard.handle_accept(true, NOW);
+        let key = shard.handle_accept(CLIENT, Arrival::Client, NOW);
         let mut head =
             b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"

@@ -95,6 +95,8 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::super::Accept;
+    use super::super::admission::Arrival;
+    use super::super::client::CLIENT;
     use super::super::shard::{Effect, Pages, Reading, Setup};
     use super::*;
     use crate::wire::batch::Batch;
@@ -110,9 +112,10 @@ mod tests {
             limits: limits.into(),
             pages: Pages { endpoint: "/".into(), ..Pages::default() }.into(),
             deflate: Accept::Off,
+            proxies: std::sync::Arc::default(),
             hash_seed: 1,
         });
-        let key = shard.handle_accept(true, NOW);
+        let key = shard.handle_accept(CLIENT, Arrival::Client, NOW);
         let head = format!(
             "GET {path} HTTP/1.1\r\nHost: r\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"

@@ -10,6 +10,9 @@ pub struct Limits {
     /// Open connections over all shards; more are refused with 503. 0 = as many as the process's
     /// file descriptors allow.
     pub connections_max: u32,
+    /// Open connections of one client address, over all shards; more are refused with 429. 0 = any
+    /// number.
+    pub connections_per_ip_max: u32,
     /// Bytes of one WebSocket message; a longer one closes the connection with 1009.
     pub message_bytes_max: u32,
     /// Tags of one event.
@@ -61,6 +64,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 0,
+            connections_per_ip_max: 1_000,
             message_bytes_max: 512_000,
             event_tags_max: 2_000,
             event_content_chars_max: 262_144,

@@ -6,6 +6,8 @@
 //! durable, a [`ports::CommitBatch`] → [`subscriptions`] (who wants it) → `delivery` → [`outbox`].
 //! `echo`, which no relay contains, lets a conformance suite talk to the decoder, outbox and writer.
 
+pub mod admission;
+pub mod client;
 pub mod counters;
 mod delivery;
 #[cfg(any(test, feature = "echo-endpoint"))]
@@ -24,6 +26,8 @@ mod simulation;
 pub mod subscriptions;
 
 pub use crate::wire::deflate::{Accept, DEFLATER_BYTES_MAX, WINDOW_BYTES};
+pub use admission::{Admission, Arrival};
+pub use client::Proxies;
 pub use limits::Limits;
 pub use session::ConnectionKey;
 pub use shard::{Effect, Now, Pages, Reading, ScanKey, Setup, Shard};

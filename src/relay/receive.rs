@@ -83,7 +83,7 @@ impl Shard {
         }
     }
 
-    fn read_head(&mut self, key: ConnectionKey, now: Now) {
+    pub(super) fn read_head(&mut self, key: ConnectionKey, now: Now) {
         let pages = self.setup.pages.clone();
         let (stopping, accept) = (self.stopping, self.setup.deflate);
         let Some(session) = self.session(key) else { return };
@@ -95,6 +95,10 @@ impl Shard {
             Ok(Some(parts)) => parts,
             Err(error) => return self.answer_http(key, error.response(), CloseReason::Http, now),
         };
+        if !self.is_admitted(key, used, now) {
+            return;
+        }
+        let Some(session) = self.session(key) else { return };
         let answer = |body: &str, kind: &str, with_body: bool| {
             let mut response = http::respond("200 OK", kind, "Vary: Accept\r\n", body);
             if !with_body {

@@ -7,12 +7,14 @@
 //! ```
 //! From every state an abort (socket error, deadline) leads straight to gone.
 
+use core::net::IpAddr;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::admission::Standing;
 #[cfg(any(test, feature = "echo-endpoint"))]
 use super::echo::Echo;
 use super::limits::Limits;
@@ -78,11 +80,16 @@ pub enum CloseReason {
     Shutdown,
     /// No room.
     Full,
+    /// Its address has as many connections as it may have.
+    PerIp,
 }
 
 /// One connection.
 pub(super) struct Session {
     pub(super) key: ConnectionKey,
+    /// The client's address, canonical; until the head is read a proxy's.
+    pub(super) address: IpAddr,
+    pub(super) standing: Standing,
     pub(super) phase: Phase,
     /// Why it is closing, once it is.
     pub(super) reason: CloseReason,
@@ -135,9 +142,17 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(key: ConnectionKey, message_bytes_max: usize, now_ms: u64) -> Self {
+    pub(super) fn new(
+        key: ConnectionKey,
+        address: IpAddr,
+        standing: Standing,
+        message_bytes_max: usize,
+        now_ms: u64,
+    ) -> Self {
         Self {
             key,
+            address,
+            standing,
             phase: Phase::Head,
             reason: CloseReason::Client,
             farewell: Close { code: None, reason: "" },

@@ -9,11 +9,14 @@
 //! subscription's matched live events are each delivered, suppressed, or counted as abandoned; a
 //! removed connection leaves nothing in the index.
 
+use core::net::IpAddr;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use slab::Slab;
 
+use super::admission::{Arrival, Standing};
+use super::client::Proxies;
 use super::counters::Counters;
 use super::limits::Limits;
 use super::outbox::Close;
@@ -51,6 +54,8 @@ pub struct Setup {
     pub pages: Arc<Pages>,
     /// Which offers of compression are accepted.
     pub deflate: Accept,
+    /// Who is believed when it names the client it speaks for.
+    pub proxies: Arc<Proxies>,
     /// Seed of the index's hash; secret and random.
     pub hash_seed: u64,
 }
@@ -102,6 +107,9 @@ pub enum Effect {
         /// The event.
         event: Event,
     },
+    /// The client behind a proxy is this one: count its connection and answer with
+    /// [`Shard::handle_admission`].
+    Admit(ConnectionKey, IpAddr),
     /// Something waits for this socket, and no batch is with it.
     Write(ConnectionKey),
     /// The reader may decode and read again.
@@ -240,16 +248,18 @@ impl Shard {
         Some(effect)
     }
 
-    /// Takes a connection in. With `room` false it is told so and closed.
-    pub fn handle_accept(&mut self, room: bool, now: Now) -> ConnectionKey {
+    /// Takes a connection in, from the address of its peer. One that is not wanted is told why and
+    /// closed.
+    pub fn handle_accept(&mut self, peer: IpAddr, arrival: Arrival, now: Now) -> ConnectionKey {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.sessions.vacant_entry();
         let key = ConnectionKey::new(entry.key(), self.generation);
         let message_bytes_max = self.setup.limits.message_bytes_max as usize;
-        entry.insert(Session::new(key, message_bytes_max, now.ms));
+        let (peer, standing) = (peer.to_canonical(), arrival.standing());
+        entry.insert(Session::new(key, peer, standing, message_bytes_max, now.ms));
         self.counters.accepted += 1;
-        if !room {
-            self.answer_http(key, HttpError::Full.response(), CloseReason::Full, now);
+        if let Some((error, reason)) = arrival.refusal() {
+            self.answer_http(key, error.response(), reason, now);
         }
         key
     }
@@ -265,6 +275,7 @@ impl Shard {
                 self.take_leave(key, Close { code: None, reason: "" }, now);
             }
             Phase::Draining => {}
+            Phase::Head if session.standing == Standing::Asked => {}
             _ => self.remove(key),
         }
     }
@@ -668,6 +679,7 @@ impl Shard {
             CloseReason::Timeout => &mut counters.closed_timeout,
             CloseReason::Shutdown => &mut counters.closed_shutdown,
             CloseReason::Full => &mut counters.closed_full,
+            CloseReason::PerIp => &mut counters.closed_per_ip,
         } += 1;
         self.effects.push_back(Effect::Release { key, reset });
     }

@@ -61,6 +61,9 @@ pub enum HttpError {
     /// No room for another connection.
     #[error("too many connections")]
     Full,
+    /// The client has as many connections as it may have.
+    #[error("too many connections from your address")]
+    PerIp,
 }
 
 impl HttpError {
@@ -74,6 +77,7 @@ impl HttpError {
             Self::WebSocketVersion => "426 Upgrade Required",
             Self::Timeout => "408 Request Timeout",
             Self::Full => "503 Service Unavailable",
+            Self::PerIp => "429 Too Many Requests",
         }
     }
 
@@ -114,6 +118,19 @@ pub fn read_request(bytes: &[u8], endpoint: &str) -> Result<Option<(Request, usi
         return Err(HttpError::Malformed("a line ends with CRLF"));
     }
     Ok(Some((Head::new(&head)?.decide(endpoint)?, used)))
+}
+
+/// The values of all fields of this name, in order. For a head that [`read_request`] has taken; of any
+/// other bytes there are none.
+#[must_use]
+pub fn fields<'a>(head: &'a [u8], name: &str) -> Vec<&'a [u8]> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    match httparse::Request::new(&mut fields).parse(head) {
+        Ok(httparse::Status::Complete(_)) => {}
+        _ => return Vec::new(),
+    }
+    let named = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+    named.map(|field| field.value).collect()
 }
 
 /// RFC 9112 §2.2 lets a server read a lone LF as a line's end; a proxy that does not would see another

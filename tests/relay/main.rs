@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::cloned_ref_to_slice_refs)]
 
 mod accept_balance;
+mod addresses;
 mod bad_input;
 mod corpus;
 mod crash;

@@ -7,7 +7,7 @@ use crate::wire::frame::DEFLATED_BIT;
 
 /// A connection that offers compression; with the relay's answer.
 fn offer(relay: &mut Relay, parameters: &str) -> (ConnectionKey, String) {
-    let key = relay.core.handle_accept(true, relay.now);
+    let key = relay.core.handle_accept(CLIENT, Arrival::Client, relay.now);
     let head = HANDSHAKE.strip_suffix("\r\n").unwrap();
     let field = format!("Sec-WebSocket-Extensions: permessage-deflate{parameters}");
     relay.send(key, format!("{head}{field}\r\n\r\n").as_bytes());

@@ -7,7 +7,7 @@ use super::*;
 #[test]
 fn a_client_that_stops_sending_still_gets_the_rest_of_its_answer() {
     let mut relay = Relay::new(Limits::default());
-    let key = relay.core.handle_accept(true, relay.now);
+    let key = relay.core.handle_accept(CLIENT, Arrival::Client, relay.now);
     relay.send(key, b"GET / HTTP/1.1\r\nHost: r\r\n\r\n");
     assert!(relay.fill(key).is_some());
     relay.core.handle_eof(key, relay.now);
@@ -96,7 +96,7 @@ fn a_quiet_connection_is_pinged_and_a_silent_one_ended() {
 #[test]
 fn a_request_that_does_not_come_is_answered_408() {
     let mut relay = Relay::new(Limits::default());
-    let key = relay.core.handle_accept(true, relay.now);
+    let key = relay.core.handle_accept(CLIENT, Arrival::Client, relay.now);
     relay.send(key, b"GET / HT");
     relay.pass(5_000);
     assert!(relay.hear_raw(key).starts_with(b"HTTP/1.1 408 "));
@@ -108,6 +108,25 @@ fn a_request_that_does_not_come_is_answered_408() {
     relay.pass(1);
     assert!(relay.was_released(key));
     assert_eq!(relay.core.counters().closed_timeout, 1);
+}
+
+/// The deadline is for the whole head, however it trickles in.
+#[test]
+fn a_request_that_comes_byte_by_byte_is_late_all_the_same() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.core.handle_accept(CLIENT, Arrival::Client, relay.now);
+    for byte in HANDSHAKE.bytes().take(99) {
+        relay.send(key, &[byte]);
+        relay.pass(50);
+    }
+    assert!(relay.fill(key).is_none());
+    relay.send(key, b"x");
+    relay.pass(50);
+    assert!(relay.hear_raw(key).starts_with(b"HTTP/1.1 408 "));
+    relay.send(key, HANDSHAKE.as_bytes());
+    assert!(relay.fill(key).is_none(), "nothing more is read");
+    relay.pass(5_000);
+    assert!(relay.was_released(key));
 }
 
 #[test]
@@ -194,14 +213,20 @@ fn http_exchanges_end_with_their_answer() {
     let mut relay = Relay::new(Limits::default());
     let nostr = "Accept: application/nostr+json\r\n";
     let cases = [
-        (true, "GET / HTTP/1.1\r\nHost: r\r\n\r\n".to_owned(), "200", "<p>hello"),
-        (true, format!("GET / HTTP/1.1\r\nHost: r\r\n{nostr}\r\n"), "200", r#"{"name":"r"}"#),
-        (true, format!("HEAD / HTTP/1.1\r\nHost: r\r\n{nostr}\r\n"), "200", "\r\n\r\n"),
-        (true, "GET /x HTTP/1.1\r\nHost: r\r\n\r\n".to_owned(), "404", "one address\n"),
-        (false, HANDSHAKE.to_owned(), "503", "too many connections\n"),
+        (Arrival::Client, "GET / HTTP/1.1\r\nHost: r\r\n\r\n".to_owned(), "200", "<p>hello"),
+        (
+            Arrival::Client,
+            format!("GET / HTTP/1.1\r\nHost: r\r\n{nostr}\r\n"),
+            "200",
+            r#"{"name":"r"}"#,
+        ),
+        (Arrival::Client, format!("HEAD / HTTP/1.1\r\nHost: r\r\n{nostr}\r\n"), "200", "\r\n\r\n"),
+        (Arrival::Client, "GET /x HTTP/1.1\r\nHost: r\r\n\r\n".to_owned(), "404", "one address\n"),
+        (Arrival::Full, HANDSHAKE.to_owned(), "503", "too many connections\n"),
+        (Arrival::Refused, HANDSHAKE.to_owned(), "429", "too many connections from your address\n"),
     ];
-    for (room, request, status, end) in cases {
-        let key = relay.core.handle_accept(room, relay.now);
+    for (arrival, request, status, end) in cases {
+        let key = relay.core.handle_accept(CLIENT, arrival, relay.now);
         relay.send(key, request.as_bytes());
         let answer = String::from_utf8(relay.hear_raw(key)).unwrap();
         assert_eq!(&answer[9..12], status);
@@ -210,5 +235,5 @@ fn http_exchanges_end_with_their_answer() {
         assert!(relay.was_released(key));
     }
     let counters = relay.core.counters();
-    assert_eq!((counters.closed_http, counters.closed_full), (4, 1));
+    assert_eq!((counters.closed_http, counters.closed_full, counters.closed_per_ip), (4, 1, 1));
 }

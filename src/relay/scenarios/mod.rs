@@ -1,13 +1,18 @@
 //! One shard in situations made by hand: what a client sees, and when.
 
+mod admission;
 mod deflate;
 mod delivery;
 mod ends;
 
 use std::sync::Arc;
 
+use super::client::CLIENT;
 use super::ports::{Chunk, CommitBatch, Submission, Verdict};
-use super::{Accept, ConnectionKey, Effect, Limits, Now, Pages, Reading, ScanKey, Setup, Shard};
+use super::{
+    Accept, Arrival, ConnectionKey, Effect, Limits, Now, Pages, Proxies, Reading, ScanKey, Setup,
+    Shard,
+};
 use crate::nostr::Event;
 use crate::nostr::testing::Draft;
 use crate::wire::batch::Batch;
@@ -43,6 +48,7 @@ impl Relay {
             limits: Arc::new(limits),
             pages: Arc::new(pages),
             deflate: Accept::Off,
+            proxies: Proxies::parse(["10.0.0.0/8"]).unwrap().into(),
             hash_seed: 1,
         });
         let now = Now { ms: 50_000, unix_s: 1_700_000_000 };
@@ -65,7 +71,7 @@ impl Relay {
 
     /// An open WebSocket.
     fn connect(&mut self) -> ConnectionKey {
-        let key = self.core.handle_accept(true, self.now);
+        let key = self.core.handle_accept(CLIENT, Arrival::Client, self.now);
         self.send(key, HANDSHAKE.as_bytes());
         assert!(self.hear_raw(key).starts_with(b"HTTP/1.1 101 "));
         key

@@ -7,9 +7,10 @@ use super::expect::{End, NAMES};
 use super::model::{Log, NoteIndex, Rng, Trace, note_of, pool};
 use super::socket::{Farewell, Socket};
 use crate::nostr::Event;
+use crate::relay::client::CLIENT;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Sequence, Submission, Verdict};
 use crate::relay::session::{Phase, Stage};
-use crate::relay::{ConnectionKey, Effect, Now, Reading, ScanKey, Shard};
+use crate::relay::{Arrival, ConnectionKey, Effect, Now, Reading, ScanKey, Shard};
 use crate::wire::batch::Batch;
 
 /// What a socket's kernel holds for its peer.
@@ -85,7 +86,8 @@ impl Node {
     }
 
     pub fn accept(&mut self, socket: Socket, room: bool, now: Now) {
-        let key = self.core.handle_accept(room, now);
+        let arrival = if room { Arrival::Client } else { Arrival::Full };
+        let key = self.core.handle_accept(CLIENT, arrival, now);
         assert!(self.sockets.insert(key, socket).is_none(), "a key is used once");
     }
 
@@ -456,6 +458,7 @@ impl Node {
                     self.slices.push_back(key);
                 }
                 Effect::CancelScan(key) => drop(self.scans.remove(&key)),
+                Effect::Admit(..) => unreachable!("there is no proxy"),
                 Effect::Write(key) => self.socket(key).write_due = true,
                 Effect::ResumeRead(key) => self.socket(key).resume_due = true,
                 Effect::Finish(key) => self.socket(key).finished = true,

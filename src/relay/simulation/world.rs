@@ -71,6 +71,7 @@ impl World {
                 limits: limits.clone(),
                 pages: pages.clone(),
                 deflate: Accept::Off,
+                proxies: Arc::default(),
                 hash_seed,
             };
             Node::new(Shard::new(setup), shards)

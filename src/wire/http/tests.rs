@@ -195,6 +195,7 @@ fn each_bad_head_has_its_status() {
     }
     assert_eq!(status(&HttpError::Timeout.response()), 408);
     assert_eq!(status(&HttpError::Full.response()), 503);
+    assert_eq!(status(&HttpError::PerIp.response()), 429);
 }
 
 #[test]
@@ -253,6 +254,13 @@ fn responses_say_their_length_and_let_any_page_read() {
     assert!(allowed.contains("Allow: GET, HEAD, OPTIONS\r\n"));
     let version = String::from_utf8(HttpError::WebSocketVersion.response()).unwrap();
     assert!(version.contains("Sec-WebSocket-Version: 13\r\n"));
+}
+
+#[test]
+fn fields_are_found_by_name_in_order() {
+    let bytes = head("GET / HTTP/1.1", "X-A: 1\r\nx-b: 2\r\nx-a:3, 4 \r\nX-AA: 5\r\n");
+    assert_eq!(fields(&bytes, "X-a"), [&b"1"[..], b"3, 4"]);
+    assert_eq!(fields(&bytes[..bytes.len() - 1], "x-a"), [b""; 0]);
 }
 
 /// As a connection does: the bytes so far, after each piece, until something is decided.
