@@ -33,14 +33,22 @@ impl Client {
     }
 }
 
-/// What a client makes of the payload of a compressed message.
+/// What a client makes of the payload of a compressed message. It takes the text out in small pieces and
+/// so has its window alone to refer to.
 fn inflate(payload: &[u8], bits: u8) -> Vec<u8> {
     let mut stream = Decompress::new_with_window_bits(false, bits);
-    let mut out = Vec::with_capacity(1 << 20);
     let whole = [payload, &FLUSH_TAIL].concat();
-    stream.decompress_vec(&whole, &mut out, FlushDecompress::Sync).unwrap();
-    assert_eq!(stream.total_in(), whole.len() as u64);
-    out
+    let mut out = Vec::new();
+    loop {
+        let mut piece = Vec::with_capacity(50);
+        let at = usize::try_from(stream.total_in()).unwrap();
+        stream.decompress_vec(&whole[at..], &mut piece, FlushDecompress::Sync).unwrap();
+        if piece.is_empty() {
+            assert_eq!(at, whole.len());
+            return out;
+        }
+        out.extend(piece);
+    }
 }
 
 fn window(bits: u8) -> WindowBits {
