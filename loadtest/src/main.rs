@@ -41,7 +41,8 @@ use std::thread::available_parallelism;
 ///   rheostr-loadtest ingest --events events.jsonl --pid $(pidof rheostr) --pin 1
 ///   rheostr-loadtest query --events events.jsonl --shape author --pid $(pidof rheostr) --pin 1
 ///   rheostr-loadtest fanout --mode paced --events 500 --pid $(pidof rheostr) --pin 1
-///   rheostr-loadtest deaf --mode paced --rate 500 --subscribers 100 --events 10000 --deaf 1000 --admin 127.0.0.1:7778
+///   rheostr-loadtest deaf --mode paced --rate 100 --subscribers 100 --events 10000 --deaf 1000 --source-addresses 8 \
+///     --timeout-s 300 --admin 127.0.0.1:7778
 ///   rheostr-loadtest idle --connections 5000 --source-addresses 8 --pid $(pidof rheostr)
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]

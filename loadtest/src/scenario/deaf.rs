@@ -16,7 +16,7 @@ pub struct DeafArgs {
     #[command(flatten)]
     pub fanout: FanoutArgs,
     /// How often the fan-out runs without, and with, those of --deaf
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
     pub rounds: u8,
 }
 

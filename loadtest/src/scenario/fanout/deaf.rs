@@ -95,9 +95,6 @@ impl Deaf {
             "rss_anonymous_kb": {
                 "before": anonymous(&self.before.0), "during": anonymous(&during.0), "after": anonymous(&after),
             },
-            "fds": {
-                "before": self.before.0.as_ref().map(|one| one.fds), "after": after.as_ref().map(|one| one.fds),
-            },
             "tcp_bytes_both_ends": {"before": self.before.1.tcp_bytes, "during": during.1.tcp_bytes},
         });
         Ok(Gone { received, report })
