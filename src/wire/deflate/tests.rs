@@ -225,15 +225,32 @@ fn a_bomb_costs_the_limit_and_no_more() {
 }
 
 #[test]
-fn what_saves_nothing_or_takes_too_long_stays_as_it_is() {
+fn a_window_is_kept_to() {
     let mut deflater = Deflater::default();
+    // What repeats lies a thousand bytes back: too far for 9 and 10 bits.
+    let body = faster_hex::hex_string(&noise(500)).repeat(2);
+    let lens = [9, 10, 11, 15].map(|bits| {
+        let blocks = deflater.deflate(body.as_bytes(), b"]", window(bits)).unwrap();
+        assert_eq!(inflate(&blocks, bits), [body.as_bytes(), b"]"].concat(), "{bits} bits");
+        blocks.len()
+    });
+    assert!(lens[1] > 3 * lens[2] / 2, "{lens:?}");
+}
+
+/// Bytes that do not repeat.
+fn noise(len: usize) -> Vec<u8> {
     let mut state = 1_u32;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
+    let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state.to_be_bytes()[0]
-    })
-    .take(1_000)
-    .collect();
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+#[test]
+fn what_saves_nothing_or_takes_too_long_stays_as_it_is() {
+    let mut deflater = Deflater::default();
+    let noise = noise(1_000);
     assert_eq!(deflater.deflate(&noise, b"]", WindowBits::MAX), None);
     assert_eq!(deflater.deflate(b"", b"", WindowBits::MAX), None);
     let long = vec![b'a'; INPUT_BYTES_MAX];
