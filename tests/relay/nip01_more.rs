@@ -52,7 +52,8 @@ fn the_newest_replaceable_is_kept(launch: Launch) {
         assert_eq!(client.query(&[filter]).len(), 2);
     }
     for kind in [1, 2, 4, 9_999, 40_000, 65_535] {
-        let event = |n: u64| Draft::new(kind, now() - n).sign(&author);
+        let at = now();
+        let event = |n: u64| Draft::new(kind, at - n).sign(&author);
         (0..3).for_each(|n| client.publish_ok(&event(n)));
         assert_eq!(client.query(&[Filter::default().kinds([kind])]).len(), 3, "kind {kind}");
     }
