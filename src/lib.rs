@@ -15,7 +15,7 @@
 //!
 //! - [`store`]: durable events in LMDB. One writer thread with group commit, a few readers.
 //! - [`driver`]: sockets and time. Shards on pinned threads, the flume bus between them, and the
-//!   backend (io_uring or epoll) behind one small seam.
+//!   backend (tokio-uring, glommio or epoll) behind one small seam.
 //! - [`ops`]: what an operator sees. Metrics, health, the admin socket.
 //! - [`config`] and [`cli`]: how a relay is told what to do.
 //!
@@ -58,8 +58,8 @@
 //!
 //! # Where this differs from the design it began with
 //!
-//! - Reads are a poll on the ring and then a plain `recv` into the shard's scratch buffer, on both
-//!   backends: an idle connection owns no buffer, and no read can outlive its task.
+//! - Reads are a poll on the ring and then a plain `recv` into the shard's scratch buffer, on every
+//!   backend: an idle connection owns no buffer, and no read can outlive its task.
 //! - A stored query ends where its subscription was filed, not where its first slice looked: what a
 //!   filter's limit leaves out of that slice would else be neither stored nor live.
 //! - Shards share one table behind locks: connections by client address (`driver::places`). It is

@@ -252,6 +252,7 @@ fn choice(backend: Backend) -> Choice {
     match backend {
         Backend::Auto => Choice::Auto,
         Backend::TokioUring => Choice::TokioUring,
+        Backend::Glommio => Choice::Glommio,
         Backend::Epoll => Choice::Epoll,
     }
 }

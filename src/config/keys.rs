@@ -157,8 +157,9 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "backend",
-        Allowed::OneOf(&["auto", "tokio-uring", "epoll"]),
-        "How sockets are driven. auto = tokio-uring where io_uring is allowed, else epoll.",
+        Allowed::OneOf(&["auto", "tokio-uring", "glommio", "epoll"]),
+        "How sockets are driven. auto = tokio-uring where io_uring is allowed, else epoll; glommio is in \
+         builds with that feature only.",
     ),
     key(
         "verify",

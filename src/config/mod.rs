@@ -61,8 +61,11 @@ pub enum Backend {
     /// `tokio-uring` where `io_uring` is allowed, else `epoll`.
     #[default]
     Auto,
-    /// `io_uring`; refuses to start where it is not allowed.
+    /// `io_uring` by tokio-uring; refuses to start where it is not allowed.
     TokioUring,
+    /// `io_uring` by glommio, in builds with the feature of that name; refuses to start elsewhere, and
+    /// where `io_uring` is not allowed.
+    Glommio,
     /// `epoll`.
     Epoll,
 }

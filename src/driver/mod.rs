@@ -52,6 +52,15 @@ pub enum StartError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// A backend was asked for that is a feature, and off in this build.
+    #[error(
+        "this program was built without {backend}: build it with --features {backend}, \
+         or use --backend auto"
+    )]
+    NotBuiltIn {
+        /// Its name, and the feature's.
+        backend: &'static str,
+    },
     /// A shard's thread did not come up.
     #[error("shard {shard} cannot start: {error}")]
     Shard {
@@ -146,18 +155,27 @@ pub struct Running {
 /// # Errors
 /// When the address or the backend cannot be had.
 pub fn start(config: Config) -> Result<Running, StartError> {
-    let backend = match (config.backend, backend::tokio_uring::probe()) {
-        (Choice::Epoll, _) => Choice::Epoll,
-        (Choice::TokioUring | Choice::Auto, Ok(())) => Choice::TokioUring,
-        (Choice::TokioUring, Err(error)) => return Err(StartError::NoIoUring { error }),
-        (Choice::Auto, Err(error)) => {
-            tracing::warn!(%error, "io_uring is refused here: running on epoll");
-            Choice::Epoll
-        }
-    };
-    match backend {
+    let refused = |error| StartError::NoIoUring { error };
+    match config.backend {
         Choice::Epoll => start_on::<Epoll>(config),
-        Choice::TokioUring | Choice::Auto => start_on::<TokioUring>(config),
+        Choice::TokioUring => {
+            backend::tokio_uring::probe().map_err(refused)?;
+            start_on::<TokioUring>(config)
+        }
+        #[cfg(feature = "glommio")]
+        Choice::Glommio => {
+            backend::glommio::probe().map_err(refused)?;
+            start_on::<backend::glommio::Glommio>(config)
+        }
+        #[cfg(not(feature = "glommio"))]
+        Choice::Glommio => Err(StartError::NotBuiltIn { backend: "glommio" }),
+        Choice::Auto => match backend::tokio_uring::probe() {
+            Ok(()) => start_on::<TokioUring>(config),
+            Err(error) => {
+                tracing::warn!(%error, "io_uring is refused here: running on epoll");
+                start_on::<Epoll>(config)
+            }
+        },
     }
 }
 

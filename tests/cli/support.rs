@@ -152,9 +152,11 @@ pub struct Relay {
 impl Relay {
     /// Starts a relay on `data`, on a free port and without metrics unless `more` says otherwise.
     pub fn start(data: &str, more: &[&str]) -> Self {
+        let backend = std::env::var("RHEOSTR_TEST_BACKEND").unwrap_or_else(|_| "epoll".into());
         let mut child = rheostr()
             .args(["relay", "--data", data, "--listen", "127.0.0.1:0"])
-            .args(["--set", "shards=1", "--set", "backend=epoll", "--set", "admin.listen="])
+            .args(["--set", "shards=1", "--set", "admin.listen="])
+            .args(["--set", &format!("backend={backend}")])
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -44,6 +44,13 @@ fn in_bursts_over_epoll() {
     balanced(admin, bursts(&server, 0..CONNECTIONS));
 }
 
+#[cfg(feature = "glommio")]
+#[test]
+fn in_bursts_over_glommio() {
+    let (server, admin) = start("glommio");
+    balanced(admin, bursts(&server, 0..CONNECTIONS));
+}
+
 /// Eight shards on two cores.
 fn start(backend: &str) -> (Server, SocketAddr) {
     raise_file_limit();

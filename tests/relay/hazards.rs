@@ -18,6 +18,12 @@ fn a_flood_does_not_hold_up_the_others_on_epoll() {
     a_flood_does_not_hold_up_the_others("epoll");
 }
 
+#[cfg(feature = "glommio")]
+#[test]
+fn a_flood_does_not_hold_up_the_others_on_glommio() {
+    a_flood_does_not_hold_up_the_others("glommio");
+}
+
 /// One client has 2,000 signatures checked on the one shard; meanwhile another's pings and queries are
 /// answered many times over, each after a few signatures, and an event of its own is stored. The
 /// signatures are wrong, so that no commit groups the answers.
@@ -87,10 +93,25 @@ fn with_io_uring_it_runs_on_it() {
 
 #[test]
 fn io_uring_asked_for_and_refused_is_an_error() {
-    let error = Launch::default().backend("tokio-uring").refuse_io_uring().try_start().unwrap_err();
+    let backends: &[&str] = match cfg!(feature = "glommio") {
+        true => &["tokio-uring", "glommio"],
+        false => &["tokio-uring"],
+    };
+    for backend in backends {
+        let error = Launch::default().backend(backend).refuse_io_uring().try_start().unwrap_err();
+        assert!(error.status.is_some_and(|status| status.code().is_some_and(|code| code != 0)));
+        assert!(error.stderr.contains("io_uring") && error.stderr.contains("epoll"), "{error:?}");
+        assert!(!error.stderr.contains("panicked"), "{error:?}");
+        assert_eq!(error.stdout, "");
+    }
+}
+
+#[cfg(not(feature = "glommio"))]
+#[test]
+fn a_backend_that_is_not_built_in_is_an_error() {
+    let error = Launch::default().backend("glommio").try_start().unwrap_err();
     assert!(error.status.is_some_and(|status| status.code().is_some_and(|code| code != 0)));
-    assert!(error.stderr.contains("io_uring") && error.stderr.contains("epoll"), "{error:?}");
-    assert!(!error.stderr.contains("panicked"), "{error:?}");
+    assert!(error.stderr.contains("--features glommio"), "{error:?}");
     assert_eq!(error.stdout, "");
 }
 

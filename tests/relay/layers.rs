@@ -25,7 +25,7 @@ const UNRESTRICTED: [&str; 4] = ["cli", "ops", "main", "lib"];
 const PURE: [&str; 3] = ["wire", "nostr", "relay"];
 
 /// What the pure layers may not name.
-const IMPURE: [&str; 26] = [
+const IMPURE: [&str; 27] = [
     "std::net",
     "std::thread",
     "std::time::Instant",
@@ -50,6 +50,7 @@ const IMPURE: [&str; 26] = [
     "flume",
     "tokio",
     "tokio_uring",
+    "glommio",
     "rand",
     "socket2",
     "rustix",
@@ -62,8 +63,9 @@ const IMPURE_ALL_THE_SAME: [(&str, &str); 1] = [
 ];
 
 /// The files with `unsafe` code.
-const MAY_BE_UNSAFE: [&str; 4] = [
+const MAY_BE_UNSAFE: [&str; 5] = [
     "driver/backend/tokio_uring.rs",
+    "driver/backend/glommio.rs",
     "driver/backend/epoll.rs",
     "driver/sockopt.rs",
     "store/environment.rs",

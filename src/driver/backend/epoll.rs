@@ -4,15 +4,14 @@
 #![allow(unsafe_code)]
 
 use std::future::Future;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Backend, Socket};
+use super::{Backend, Socket, send_now};
 use crate::wire::batch::Batch;
 
 /// See the module.
@@ -71,11 +70,4 @@ impl Socket for EpollSocket {
         let sent = self.0.async_io(Interest::WRITABLE, |fd| send_now(fd.as_fd(), &batch)).await;
         (sent, batch)
     }
-}
-
-/// One `sendmsg(2)`; a peer that is gone is an error, not a signal.
-fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> io::Result<usize> {
-    let slices: Vec<IoSlice<'_>> = batch.unwritten().map(IoSlice::new).collect();
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    Ok(sendmsg(fd, &slices, &mut SendAncillaryBuffer::default(), flags)?)
 }

@@ -7,12 +7,18 @@
 //! Writing hands the batch over and gets it back: the kernel may hold its memory meanwhile.
 
 pub mod epoll;
+#[cfg(feature = "glommio")]
+pub mod glommio;
+#[cfg(test)]
+mod tests;
 pub mod tokio_uring;
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use crate::wire::batch::Batch;
 
@@ -65,13 +71,22 @@ pub trait Socket: AsFd + 'static {
     fn send(&self, batch: Box<Batch>) -> impl Future<Output = (io::Result<usize>, Box<Batch>)>;
 }
 
+/// One `sendmsg(2)` that does not wait; a peer that is gone is an error, not a signal.
+fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> io::Result<usize> {
+    let slices: Vec<IoSlice<'_>> = batch.unwritten().map(IoSlice::new).collect();
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(sendmsg(fd, &slices, &mut SendAncillaryBuffer::default(), flags)?)
+}
+
 /// The backend asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// io_uring where the kernel allows it, else epoll.
+    /// tokio-uring where the kernel allows io_uring, else epoll.
     Auto,
-    /// io_uring or nothing.
+    /// tokio-uring or nothing.
     TokioUring,
+    /// glommio or nothing.
+    Glommio,
     /// epoll.
     Epoll,
 }

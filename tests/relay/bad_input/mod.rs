@@ -107,6 +107,12 @@ fn over_epoll() {
     run(launch().backend("epoll").shards(2));
 }
 
+#[cfg(feature = "glommio")]
+#[test]
+fn over_glommio() {
+    run(launch().backend("glommio").shards(2));
+}
+
 fn run(launch: Launch) {
     let mut server = launch.start();
     let mut bystander = Bystander::new(&server);

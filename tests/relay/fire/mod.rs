@@ -15,6 +15,12 @@ macro_rules! on_every_backend {
             fn on_epoll() {
                 super::$name("epoll");
             }
+
+            #[cfg(feature = "glommio")]
+            #[test]
+            fn on_glommio() {
+                super::$name("glommio");
+            }
         }
     };
 }

@@ -44,7 +44,7 @@ impl Default for Launch {
     fn default() -> Self {
         Self {
             shards: 1,
-            backend: "auto".into(),
+            backend: backend_of_the_run(),
             listen: "127.0.0.1:0".into(),
             data: None,
             arguments: Vec::new(),
@@ -52,6 +52,12 @@ impl Default for Launch {
             refuse_io_uring: false,
         }
     }
+}
+
+/// What relays run on where a test does not choose: `RHEOSTR_TEST_BACKEND`, so that `tests/run` can have
+/// the same tests on each.
+fn backend_of_the_run() -> String {
+    std::env::var("RHEOSTR_TEST_BACKEND").unwrap_or_else(|_| "auto".into())
 }
 
 impl Launch {
