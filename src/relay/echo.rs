@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::limits::Limits;
-use super::outbox::{Close, Name, Outbox};
+use super::outbox::{Name, Outbox};
 use super::session::{ConnectionKey, Phase, Session};
 use super::shard::{Now, Shard};
 use crate::nostr::SubscriptionId;
@@ -83,8 +83,9 @@ impl Session {
 }
 
 impl Shard {
-    /// The client sends no more: what it sent before is still echoed, then `farewell`.
-    pub(super) fn end_echo(&mut self, key: ConnectionKey, farewell: Close, now: Now) {
+    /// The client sends no more: what it sent before is still echoed, then a close with the
+    /// code `farewell`.
+    pub(super) fn end_echo(&mut self, key: ConnectionKey, farewell: Option<u16>, now: Now) {
         let Some(session) = self.session(key) else { return };
         session.farewell = farewell;
         session.enter(Phase::Draining, now.ms);

@@ -15,17 +15,18 @@
 //!
 //! | `WriteRequest` | here |
 //! |---|---|
-//! | text | [`push_reply`](Outbox::push_reply), [`push_event`](Outbox::push_event), [`push_eose`](Outbox::push_eose), [`push_closed`](Outbox::push_closed) |
+//! | text | [`push_reply`](Lanes::push_reply), [`push_event`](Lanes::push_event), [`push_eose`](Lanes::push_eose), [`push_closed`](Lanes::push_closed) |
 //! | binary | none: NIP-01 is text |
-//! | ping, every 30 s | [`push_ping`](Outbox::push_ping), `ping_interval_ms`, answered within `pong_wait_ms_max` (60 s) |
-//! | pong | [`push_pong`](Outbox::push_pong) |
-//! | close | [`push_close`](Outbox::push_close), after all that was queued, within `drain_ms_max` |
+//! | ping, every 30 s | [`push_ping`](Lanes::push_ping), `ping_interval_ms`, answered within `pong_wait_ms_max` (60 s) |
+//! | pong | [`push_pong`](Lanes::push_pong) |
+//! | close | [`push_close`](Lanes::push_close), after all that was queued, within `drain_ms_max` |
 //! | deadline of one write, 10 s | `write_stall_ms_max`: the peer acknowledges something within it |
 //! | queue of 100 | `outbox_messages_max`, and `outbox_bytes_max` |
 //! | queue timeout, 3 s | `live_queue_age_ms_max`: a live event that finds no room for so long ends its subscription; a stored query and a reader that publishes wait instead |
 //! | answer to the producer | none is needed: a full stream is seen before it is pushed to, and the end of a connection takes its subscriptions along |
 
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -99,9 +100,37 @@ impl Close {
     }
 }
 
-/// What waits for one socket.
+/// What waits for one socket. While nothing does it owns no memory, once it has [rested](Self::rest);
+/// changing its lanes allocates them.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct Outbox(Option<Box<Lanes>>);
+
+impl Outbox {
+    /// Gives the memory of empty lanes back.
+    pub fn rest(&mut self) {
+        if self.is_empty() {
+            self.0 = None;
+        }
+    }
+}
+
+impl Deref for Outbox {
+    type Target = Lanes;
+
+    fn deref(&self) -> &Lanes {
+        self.0.as_deref().unwrap_or(Lanes::EMPTY)
+    }
+}
+
+impl DerefMut for Outbox {
+    fn deref_mut(&mut self) -> &mut Lanes {
+        self.0.get_or_insert_default()
+    }
+}
+
+/// The lanes of an [`Outbox`].
+#[derive(Debug, Default)]
+pub struct Lanes {
     pongs: VecDeque<Box<[u8]>>,
     ping: bool,
     raw: Option<Box<[u8]>>,
@@ -123,7 +152,7 @@ enum End {
     Response,
 }
 
-/// What [`Outbox::fill`] moved into a batch.
+/// What [`Lanes::fill`] moved into a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filled {
     /// Replies: their slots are free again.
@@ -132,7 +161,18 @@ pub struct Filled {
     pub last: bool,
 }
 
-impl Outbox {
+impl Lanes {
+    const EMPTY: &Self = &Self {
+        pongs: VecDeque::new(),
+        ping: false,
+        raw: None,
+        replies: VecDeque::new(),
+        stream: VecDeque::new(),
+        stream_bytes: 0,
+        stream_closed: 0,
+        end: None,
+    };
+
     /// Queues bytes that are no frame: the handshake's response.
     pub fn push_raw(&mut self, bytes: Vec<u8>) {
         debug_assert!(self.raw.is_none(), "one HTTP exchange a connection");
@@ -337,7 +377,7 @@ impl Outbox {
         filled
     }
 
-    /// An idle connection keeps no queue memory.
+    /// A burst's memory does not stay behind it.
     fn shrink(&mut self) {
         if self.replies.is_empty() && self.replies.capacity() > QUEUE_KEPT_MAX {
             self.replies = VecDeque::new();
@@ -451,6 +491,19 @@ mod tests {
         assert!(!outbox.has_room(3, 1000));
         assert!(outbox.has_room(4, 31));
         assert!(!outbox.has_room(4, 30));
+    }
+
+    #[test]
+    fn lanes_that_are_empty_can_be_given_back() {
+        let mut outbox = Outbox::default();
+        assert!(outbox.is_empty() && outbox.0.is_none(), "looking allocates nothing");
+        let name = Name::new(SubscriptionId::new("s").unwrap());
+        outbox.push_eose(&name);
+        outbox.rest();
+        assert_eq!(outbox.stream_len(), 1);
+        outbox.fill(&mut Batch::default());
+        outbox.rest();
+        assert!(outbox.is_empty() && outbox.0.is_none());
     }
 
     #[test]

@@ -181,11 +181,12 @@ impl Shard {
                 }
                 #[cfg(any(test, feature = "echo-endpoint"))]
                 Ok(Some(Item::Close(code))) if session.echo.is_some() => {
-                    return self.end_echo(key, Close { code, reason: "" }, now);
+                    session.deaf = true;
+                    return self.end_echo(key, code, now);
                 }
                 Ok(Some(Item::Close(code))) => {
                     session.deaf = true;
-                    return self.take_leave(key, Close { code, reason: "" }, now);
+                    return self.take_leave(key, code, now);
                 }
                 Err(error) => return self.refuse_frames(key, error, now),
             }

@@ -18,7 +18,7 @@ use super::admission::Standing;
 #[cfg(any(test, feature = "echo-endpoint"))]
 use super::echo::Echo;
 use super::limits::Limits;
-use super::outbox::{Close, Name, Outbox};
+use super::outbox::{Name, Outbox};
 use super::ports::Sequence;
 use crate::nostr::{Candidate, Event, SubscriptionId};
 use crate::wire::deflate::{Deflater, WindowBits};
@@ -93,8 +93,8 @@ pub(super) struct Session {
     pub(super) phase: Phase,
     /// Why it is closing, once it is.
     pub(super) reason: CloseReason,
-    /// What a draining connection is closed with.
-    pub(super) farewell: Close,
+    /// The code a draining connection is closed with.
+    pub(super) farewell: Option<u16>,
     pub(super) decoder: Decoder,
     /// Events are sent deflated, with this window.
     pub(super) deflate: Option<WindowBits>,
@@ -155,7 +155,7 @@ impl Session {
             standing,
             phase: Phase::Head,
             reason: CloseReason::Client,
-            farewell: Close { code: None, reason: "" },
+            farewell: None,
             decoder: Decoder::new(message_bytes_max),
             deflate: None,
             backlog: Vec::new(),

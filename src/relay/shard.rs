@@ -272,7 +272,7 @@ impl Shard {
         match session.phase {
             Phase::Closing { .. } if owes => session.phase_ms = now.ms,
             Phase::Open if session.replies_owed > 0 => {
-                self.take_leave(key, Close { code: None, reason: "" }, now);
+                self.take_leave(key, None, now);
             }
             Phase::Draining => {}
             Phase::Head if session.standing == Standing::Asked => {}
@@ -485,7 +485,7 @@ impl Shard {
                 }
                 Phase::Open => {
                     session.reason = CloseReason::Shutdown;
-                    session.farewell = Close { code: Some(1001), reason: "relay is stopping" };
+                    session.farewell = Some(1001);
                     session.enter(Phase::Draining, now.ms);
                     self.stop_scans(key);
                     self.finish_draining(key, now);
@@ -500,14 +500,16 @@ impl Shard {
         for key in self.keys() {
             self.check_deadlines(key, now);
         }
-        self.measure_outboxes();
+        self.rest_outboxes();
         self.end_slow_subscriptions(now);
     }
 
-    fn measure_outboxes(&mut self) {
+    /// Measures what waits, and takes the memory of outboxes in which nothing does.
+    fn rest_outboxes(&mut self) {
         let c = &mut self.counters;
         (c.outbox_frames, c.outbox_bytes, c.replies_waiting) = (0, 0, 0);
-        for (_, session) in &self.sessions {
+        for (_, session) in &mut self.sessions {
+            session.outbox.rest();
             c.outbox_frames += session.outbox.stream_len() as u64;
             c.outbox_bytes += session.outbox.stream_bytes() as u64;
             c.replies_waiting += session.outbox.replies_len() as u64;
@@ -568,8 +570,9 @@ impl Shard {
         self.sessions.get_mut(key.slot()).filter(|session| session.key == key)
     }
 
-    /// The client sends no more: its subscriptions end, its events are answered, then `farewell`.
-    pub(super) fn take_leave(&mut self, key: ConnectionKey, farewell: Close, now: Now) {
+    /// The client sends no more: its subscriptions end, its events are answered, then a close with the
+    /// code `farewell`.
+    pub(super) fn take_leave(&mut self, key: ConnectionKey, farewell: Option<u16>, now: Now) {
         self.end_subscriptions(key);
         let Some(session) = self.session(key) else { return };
         // What is left of the stream: CLOSED of subscriptions the relay had ended.
@@ -589,7 +592,12 @@ impl Shard {
             || !session.subscriptions.is_empty();
         if session.phase == Phase::Draining && !owed {
             session.enter(Phase::Closing { sent: false }, now.ms);
-            session.outbox.push_close(session.farewell);
+            let reason = match session.reason {
+                CloseReason::Shutdown => "relay is stopping",
+                _ => "",
+            };
+            let close = Close { code: session.farewell, reason };
+            session.outbox.push_close(close);
             self.ask_write(key);
         }
     }

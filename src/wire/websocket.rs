@@ -62,21 +62,16 @@ impl DecodeError {
     }
 }
 
-/// Reads one connection's frames. Idle, it owns no heap memory.
+/// Reads one connection's frames. Between messages that arrived whole it owns no memory, but for the
+/// window of a client that compresses with context.
 #[derive(Debug)]
 pub struct Decoder {
     message_bytes_max: usize,
-    /// A header whose rest has not arrived, or the payload of a control frame being read.
-    small: Vec<u8>,
-    /// The payload so far of the message being read.
-    message: Vec<u8>,
-    /// `0 <= checked <= message.len()`: up to here the text is UTF-8.
-    checked: usize,
+    /// What has arrived of a frame or message whose rest has not.
+    partial: Option<Box<Partial>>,
     /// Opcode of the message being read, from its first fragment.
     begun: Option<Opcode>,
-    /// The frame whose payload is being read, and how much of it is still to come.
-    payload: Option<(ClientHeader, u64)>,
-    /// `small` or `message` was handed out and is to be cleared.
+    /// `small` or `message` of `partial` was handed out and is to be cleared.
     handed_out: Option<Opcode>,
     /// Text is taken as it is.
     #[cfg(any(test, feature = "echo-endpoint"))]
@@ -86,6 +81,18 @@ pub struct Decoder {
     deflated: bool,
     /// What compressed messages may refer to, from the first of them on.
     window: Option<Box<Window>>,
+}
+
+#[derive(Debug, Default)]
+struct Partial {
+    /// A header whose rest has not arrived, or the payload of a control frame being read.
+    small: Vec<u8>,
+    /// The payload so far of the message being read.
+    message: Vec<u8>,
+    /// `0 <= checked <= message.len()`: up to here the text is UTF-8.
+    checked: usize,
+    /// The frame whose payload is being read, and how much of it is still to come.
+    payload: Option<(ClientHeader, u64)>,
 }
 
 /// What the handshake settled about compressed messages.
@@ -101,20 +108,14 @@ enum Compression {
     PassedOver,
 }
 
-/// A message buffer larger than this is given back after its message.
-const BUFFER_KEPT_MAX: usize = 4 << 10;
-
 impl Decoder {
     /// A decoder that refuses messages over `message_bytes_max`.
     #[must_use]
     pub fn new(message_bytes_max: usize) -> Self {
         Self {
             message_bytes_max,
-            small: Vec::new(),
-            message: Vec::new(),
-            checked: 0,
+            partial: None,
             begun: None,
-            payload: None,
             handed_out: None,
             #[cfg(any(test, feature = "echo-endpoint"))]
             trusts_text: false,
@@ -158,7 +159,7 @@ impl Decoder {
     ) -> Result<Option<Item<'s>>, DecodeError> {
         self.clear_handed_out();
         loop {
-            if self.payload.is_none() {
+            if self.partial.as_ref().is_none_or(|partial| partial.payload.is_none()) {
                 let Some(header) = self.take_header(input)? else { return Ok(None) };
                 self.check_header(header)?;
                 let whole =
@@ -183,25 +184,27 @@ impl Decoder {
                     self.begun = Some(header.opcode);
                     self.deflated = header.deflated;
                 }
-                self.payload = Some((header, header.payload_len));
+                self.partial().payload = Some((header, header.payload_len));
             }
             let Some(header) = self.take_payload(input)? else { return Ok(None) };
             if header.opcode.is_control() {
                 self.handed_out = Some(header.opcode);
-                return item(header.opcode, &mut self.small).map(Some);
+                return item(header.opcode, &mut self.partial().small).map(Some);
             }
             if header.fin {
                 let opcode = self.begun.take().expect("a fragment belongs to a message");
                 if self.deflated && self.compression != Compression::PassedOver {
                     self.handed_out = Some(opcode);
-                    let message = std::mem::take(&mut self.message);
+                    let message = std::mem::take(&mut self.partial().message);
                     return self.inflate(inflater, opcode, &message).map(Some);
                 }
-                if self.is_checked(opcode) && self.checked < self.message.len() {
+                let is_checked = self.is_checked(opcode);
+                let partial = self.partial();
+                if is_checked && partial.checked < partial.message.len() {
                     return Err(DecodeError::NotUtf8);
                 }
                 self.handed_out = Some(opcode);
-                return item(opcode, &mut self.message).map(Some);
+                return item(opcode, &mut self.partial().message).map(Some);
             }
         }
     }
@@ -209,7 +212,13 @@ impl Decoder {
     /// Bytes held for a message that has not arrived whole.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.message.capacity() + self.small.capacity()
+        self.partial
+            .as_ref()
+            .map_or(0, |partial| partial.message.capacity() + partial.small.capacity())
+    }
+
+    fn partial(&mut self) -> &mut Partial {
+        self.partial.get_or_insert_default()
     }
 
     fn inflate<'o>(
@@ -227,18 +236,22 @@ impl Decoder {
     fn clear_handed_out(&mut self) {
         let Some(opcode) = self.handed_out.take() else { return };
         if opcode.is_control() {
-            self.small = Vec::new();
+            self.drop_small();
         } else {
-            self.checked = 0;
-            self.message.clear();
-            if self.message.capacity() > BUFFER_KEPT_MAX {
-                self.message = Vec::new();
-            }
+            self.partial = None;
+        }
+    }
+
+    /// Between the fragments of a message only what has come of that stays.
+    fn drop_small(&mut self) {
+        match &mut self.partial {
+            Some(partial) if self.begun.is_some() => partial.small = Vec::new(),
+            partial => *partial = None,
         }
     }
 
     fn take_header(&mut self, input: &mut &mut [u8]) -> Result<Option<ClientHeader>, DecodeError> {
-        if self.small.is_empty()
+        if self.partial.as_ref().is_none_or(|partial| partial.small.is_empty())
             && let Some((header, used)) = ClientHeader::read(input)?
         {
             *input = &mut std::mem::take(input)[used..];
@@ -248,9 +261,10 @@ impl Decoder {
         while !input.is_empty() {
             let (first, rest) = std::mem::take(input).split_at_mut(1);
             *input = rest;
-            self.small.push(first[0]);
-            if let Some((header, _)) = ClientHeader::read(&self.small)? {
-                self.small = Vec::new();
+            let small = &mut self.partial().small;
+            small.push(first[0]);
+            if let Some((header, _)) = ClientHeader::read(small)? {
+                self.drop_small();
                 return Ok(Some(header));
             }
         }
@@ -269,7 +283,8 @@ impl Decoder {
         if header.deflated && (continues || self.compression == Compression::Off) {
             return Err(FrameError::ReservedBit.into());
         }
-        let room = self.message_bytes_max.saturating_sub(self.message.len());
+        let held = self.partial.as_ref().map_or(0, |partial| partial.message.len());
+        let room = self.message_bytes_max.saturating_sub(held);
         if header.payload_len > room as u64 {
             return Err(DecodeError::TooLong);
         }
@@ -278,7 +293,9 @@ impl Decoder {
 
     /// Takes what is there of the current frame's payload; the header when it is complete.
     fn take_payload(&mut self, input: &mut &mut [u8]) -> Result<Option<ClientHeader>, DecodeError> {
-        let (header, left) = self.payload.as_mut().expect("called inside a frame");
+        let checked = !self.deflated && self.begun.is_some_and(|opcode| self.is_checked(opcode));
+        let partial = self.partial.as_mut().expect("called inside a frame");
+        let (header, left) = partial.payload.as_mut().expect("called inside a frame");
         let take = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
         let (bytes, rest) = std::mem::take(input).split_at_mut(take);
         *input = rest;
@@ -287,17 +304,16 @@ impl Decoder {
         *left -= take as u64;
         let done = (*left == 0).then_some(*header);
         if header.opcode.is_control() {
-            debug_assert!(self.small.len() + take <= CONTROL_BYTES_MAX);
-            self.small.extend_from_slice(bytes);
+            debug_assert!(partial.small.len() + take <= CONTROL_BYTES_MAX);
+            partial.small.extend_from_slice(bytes);
         } else {
-            self.message.extend_from_slice(bytes);
-            let checked = self.begun.is_some_and(|opcode| self.is_checked(opcode));
-            if checked && !self.deflated {
-                check_utf8(&self.message, &mut self.checked)?;
+            partial.message.extend_from_slice(bytes);
+            if checked {
+                check_utf8(&partial.message, &mut partial.checked)?;
             }
         }
         if done.is_some() {
-            self.payload = None;
+            partial.payload = None;
         }
         Ok(done)
     }
@@ -473,6 +489,30 @@ mod tests {
         let (mut decoder, mut inflater) = (Decoder::new(100), Inflater::default());
         let result = decoder.next(&mut &mut piece[..], &mut inflater);
         assert_eq!(result, Err(DecodeError::NotUtf8));
+    }
+
+    #[test]
+    fn between_messages_nothing_is_held_wherever_they_were_cut() {
+        let wire = [
+            frame(false, Opcode::Text, b"one, "),
+            frame(true, Opcode::Ping, b"ping"),
+            frame(true, Opcode::Continuation, b"two"),
+            frame(true, Opcode::Text, b"three"),
+        ]
+        .concat();
+        for cut in 0..wire.len() {
+            let mut decoder = Decoder::new(1_000);
+            let mut inflater = Inflater::default();
+            let mut items = 0;
+            for piece in [&wire[..cut], &wire[cut..]] {
+                let mut piece = piece.to_vec();
+                let mut input = &mut piece[..];
+                while decoder.next(&mut input, &mut inflater).unwrap().is_some() {
+                    items += 1;
+                }
+            }
+            assert_eq!((items, decoder.partial.is_none()), (3, true), "cut at {cut}");
+        }
     }
 
     proptest! {
