@@ -4,6 +4,8 @@
     loadtest/figures.py                                    rheostr alone, on its ring backend
     loadtest/figures.py --epoll                            and on epoll
     loadtest/figures.py --peer 'name=COMMAND {port} {data}' and another relay, for the ratio
+    loadtest/figures.py --only idle --peer 'bare=python3 loadtest/bare.py {port}'
+                                                           and sockets nobody serves, for the floor
 
 The relay under test runs on CPU 0 with one shard, the generator on CPU 1; each run has a fresh data
 directory (--data-root picks the file system). A run whose oracle failed, or whose generator was the
@@ -24,7 +26,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BIN = os.path.join(ROOT, "target", "release")
+BIN = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release")
 LOADTEST = os.path.join(BIN, "rheostr-loadtest")
 
 # name, arguments after the common ones, the figures shown: (label, path in the JSON)
@@ -45,9 +47,9 @@ SCENARIOS = [
      [("CPU us/delivery", "server.cpu_us_per_delivery"), *LATENCY,
       ("OK p50 us", "ok_latency_us.p50"), ("OK p99 us", "ok_latency_us.p99"),
       ("syscalls/delivery", "syscalls.per_delivery")]),
-    ("idle", "idle --connections 5000 --source-addresses 4 --hold-s 3",
+    ("idle", "idle --connections 18000 --source-addresses 20 --hold-s 3",
      [("RSS bytes/conn", "memory.rss_bytes_per_connection"),
-      ("slab bytes/conn, both ends", "sockets.slab_bytes_per_connection_both_ends_hint")]),
+      ("kernel objects bytes/conn, both ends", "sockets.object_bytes_per_connection_both_ends")]),
 ]
 
 

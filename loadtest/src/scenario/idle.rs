@@ -68,6 +68,10 @@ pub fn run(args: &IdleArgs) -> anyhow::Result<Outcome> {
             "tcp_bytes_before": sockets_before.tcp_bytes, "tcp_bytes_open": sockets_open.tcp_bytes,
             "tcp_bytes_per_connection_both_ends": each(sockets_before.tcp_bytes, sockets_open.tcp_bytes, count),
             "tcp_sockets_before": sockets_before.tcp_sockets, "tcp_sockets_open": sockets_open.tcp_sockets,
+            "object_bytes_per_connection_both_ends": sockets_before
+                .objects_bytes
+                .zip(sockets_open.objects_bytes)
+                .map(|(before, open)| each(before, open, count)),
             "slab_bytes_per_connection_both_ends_hint":
                 each(sockets_before.slab_kb * 1024, sockets_open.slab_kb * 1024, count),
         },
