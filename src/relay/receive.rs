@@ -177,7 +177,8 @@ impl Shard {
                 Ok(Some(Item::Pong)) => {}
                 Ok(Some(Item::Binary(_))) => {
                     let close = Close { code: Some(1003), reason: "only text is spoken here" };
-                    return self.close(key, close, CloseReason::Protocol, now);
+                    self.close(key, close, CloseReason::Protocol, now);
+                    return self.await_close(key, input);
                 }
                 #[cfg(any(test, feature = "echo-endpoint"))]
                 Ok(Some(Item::Close(code))) if session.echo.is_some() => {

@@ -209,6 +209,17 @@ fn who_answers_the_goodbye_is_done_whatever_its_socket_does() {
 }
 
 #[test]
+fn what_follows_a_binary_message_in_the_same_read_keeps_its_place() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    let close = masked(Opcode::Close, &[0x03, 0xeb]);
+    relay.send(key, &[masked(Opcode::Binary, b"\x00"), close[..3].to_vec()].concat());
+    assert_eq!(relay.hear(key), ["close 1003 only text is spoken here"]);
+    relay.send(key, &close[3..]);
+    assert!(relay.was_released(key));
+}
+
+#[test]
 fn http_exchanges_end_with_their_answer() {
     let mut relay = Relay::new(Limits::default());
     let nostr = "Accept: application/nostr+json\r\n";
