@@ -18,4 +18,5 @@ mod layers;
 mod nip01;
 mod nip01_more;
 mod nostr_sdk;
+mod submits;
 mod support;

@@ -7,12 +7,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::support::raw::{Frame, Raw, Seen, opcode};
 use crate::support::server::rheostr;
-use crate::support::{Answer, Author, Draft, Event, Filter, Launch, Server, alone, long, now};
+use crate::support::{Answer, Author, Draft, Event, Filter, Launch, Server};
+use crate::support::{alone, long, now, preloadable};
 
 /// Kills in an ordinary run, and in `tests/run --long`.
 const ROUNDS: u64 = 15;
@@ -90,15 +90,7 @@ struct Disk {
 
 impl Disk {
     fn new(directory: &Path) -> Self {
-        let library = directory.join("lose_unsynced.so");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/relay/crash/lose_unsynced.c");
-        let compiled = Command::new("cc")
-            .args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o"])
-            .arg(&library)
-            .args([source, "-ldl", "-lpthread"])
-            .output()
-            .expect("a C compiler");
-        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        let library = preloadable("crash/lose_unsynced.c", directory);
         Self { data: directory.join("data"), shadow: directory.join("shadow"), library }
     }
 

@@ -45,6 +45,12 @@ impl Topic {
         }
     }
 
+    /// Publishes one of it.
+    pub fn publish_one(&self, publisher: &mut Client, n: usize) {
+        publisher.send_all([self.messages[n].clone()]);
+        assert!(publisher.wait("OK", taken));
+    }
+
     /// The number in `["EVENT","…",{…"content":"…00000000","sig":"128 characters"}]`.
     pub fn number(frame: &[u8]) -> usize {
         let at = frame.len() - 3 - 128 - 9;

@@ -9,7 +9,8 @@ pub mod raw;
 pub mod server;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 pub use client::{Answer, Client};
@@ -36,6 +37,20 @@ pub fn alone() -> File {
     let file = File::create(path).expect("the target directory is writable");
     file.lock().expect("a lock on the file");
     file
+}
+
+/// Compiles a C source of `tests/relay` into a library for `LD_PRELOAD`, in `directory`.
+pub fn preloadable(source: &str, directory: &Path) -> PathBuf {
+    let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/relay")).join(source);
+    let library = directory.join(source.file_stem().expect("a file")).with_extension("so");
+    let compiled = Command::new("cc")
+        .args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .args(["-ldl", "-lpthread"])
+        .output()
+        .expect("a C compiler");
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    library
 }
 
 /// Whether `tests/run --long` asked for the long versions.
