@@ -2,7 +2,7 @@
 """The figures of PERF.md: each scenario on each relay in turn (A B A B ...), medians, spread, ratios.
 
     loadtest/figures.py                                    rheostr alone, on its ring backend
-    loadtest/figures.py --epoll                            and on epoll
+    loadtest/figures.py --epoll --glommio                  and on these (a build with --features glommio)
     loadtest/figures.py --peer 'name=COMMAND {port} {data}' and another relay, for the ratio
     loadtest/figures.py --only idle --peer 'bare=python3 loadtest/bare.py {port}'
                                                            and sockets nobody serves, for the floor
@@ -116,6 +116,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--epoll", action="store_true")
+    parser.add_argument("--glommio", action="store_true")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--events", type=int, default=50_000)
     parser.add_argument("--only", help="scenarios whose name contains this")
@@ -128,6 +129,8 @@ def main():
     contenders = [("rheostr", relay + "tokio-uring", False)]
     if options.epoll:
         contenders.append(("rheostr epoll", relay + "epoll", False))
+    if options.glommio:
+        contenders.append(("rheostr glommio", relay + "glommio", False))
     for peer in options.peer:
         name, _, command = peer.partition("=")
         contenders.append((name, command, True))
