@@ -75,8 +75,11 @@ fn readers_that_never_read_cost_the_others_nothing(backend: &str) {
     drop(readers);
     wait_until("the deaf ones to be gone", || server.counts().get("connections") == 1);
     wait_until("descriptors to be as before", || server.descriptors() <= files);
-    wait_until("memory to be as before", || server.memory_bytes() <= memory + KEPT_BYTES_MAX);
     assert_eq!(server.counts().get("subscriptions"), 0);
+    // The allocator gives pages back while it is used.
+    let after = Topic::sign("after", 1_000, CONTENT_BYTES);
+    deliver(&server, &mut publisher, &after, healthy);
+    wait_until("memory to be as before", || server.memory_bytes() <= memory + KEPT_BYTES_MAX);
     publisher.nothing_else();
     assert!(server.stop().success());
 }
