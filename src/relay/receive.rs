@@ -4,9 +4,7 @@ use super::outbox::Close;
 use super::policy;
 use super::ports::{Submission, Ticket};
 use super::session::{CloseReason, ConnectionKey, Phase};
-use super::shard::{
-    Effect, Hearing, Now, Pending, Reading, SUBMISSION_BYTES_MAX, SUBMISSIONS_MAX, Shard,
-};
+use super::shard::{Effect, Hearing, Now, Pending, Reading, SUBMISSION_BYTES_MAX, Shard};
 use crate::nostr::message::{FilterBounds, Refused};
 use crate::nostr::{Candidate, ClientMessage, KindClass, RelayMessage, VerifiedEvent};
 use crate::wire::http::{self, HttpError, Request};
@@ -277,8 +275,8 @@ impl Shard {
     pub fn verify(&mut self, events_max: usize, now: Now) -> bool {
         let mut left = events_max;
         loop {
-            let full =
-                self.pending.len() >= SUBMISSIONS_MAX || self.pending_bytes >= SUBMISSION_BYTES_MAX;
+            let full = self.pending.len() >= self.submissions_max
+                || self.pending_bytes >= SUBMISSION_BYTES_MAX;
             if full || self.verify_round.is_empty() {
                 return false;
             }
@@ -360,7 +358,8 @@ impl Shard {
         };
         if session.may_resume(limits) {
             session.paused = false;
-            session.heard_ms = now.ms;
+            // Its answer to a ping may be among what was not read.
+            (session.heard_ms, session.pinged_ms) = (now.ms, None);
             self.effects.push_back(Effect::ResumeRead(key));
         }
     }

@@ -174,6 +174,8 @@ pub struct Shard {
     pub(super) index: SubscriptionIndex,
     pub(super) pending: Slab<Pending>,
     pub(super) pending_bytes: usize,
+    /// [`SUBMISSIONS_MAX`], but in simulations.
+    pub(super) submissions_max: usize,
     /// Connections with events to verify, served in turn.
     pub(super) verify_round: VecDeque<ConnectionKey>,
     pub(super) effects: VecDeque<Effect>,
@@ -203,6 +205,7 @@ impl Shard {
             subscriptions: Slab::new(),
             pending: Slab::new(),
             pending_bytes: 0,
+            submissions_max: SUBMISSIONS_MAX,
             verify_round: VecDeque::new(),
             effects: VecDeque::new(),
             reader: MessageReader::default(),

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::Value;
 
+use super::coverage::Seen;
 use super::model::{NoteIndex, Wish, note_of, pool};
 use crate::nostr::tag::decode_hex32;
 use crate::relay::ports::Sequence;
@@ -96,6 +97,8 @@ pub struct Expect {
     answers: BTreeMap<NoteIndex, VecDeque<(bool, &'static str)>>,
     /// EVENTs handled whose OK has not left.
     oks_owed: usize,
+    /// Events handled that are not verified.
+    pub unverified: VecDeque<NoteIndex>,
     /// CLOSEDs of refused REQs that have not left: the prefixes of their texts.
     refusals: BTreeMap<usize, VecDeque<&'static str>>,
     notices_owed: usize,
@@ -106,28 +109,42 @@ pub struct Expect {
 }
 
 impl Expect {
-    /// The relay has handled a message.
-    pub fn handled(&mut self, message: Sent, subscriptions_max: usize) {
+    /// The relay has handled a message; what became of a stored query by it.
+    pub fn handled(&mut self, message: Sent, subscriptions_max: usize) -> Option<Seen> {
+        let mut ends = |name: usize, seen| {
+            let sub = self.subs.remove(&name)?;
+            (sub.has_scan() && !sub.eose && !sub.ended).then_some(seen)
+        };
         match message {
-            Sent::Event(_) => self.oks_owed += 1,
+            Sent::Event(note) => {
+                self.oks_owed += 1;
+                self.unverified.push_back(note);
+                None
+            }
             Sent::Forged(note) => {
                 self.oks_owed += 1;
                 self.answer(note, false, "invalid: id is not the hash of the event");
+                None
             }
             Sent::Req(name, wishes) => {
-                self.subs.remove(&name);
+                let seen = ends(name, Seen::ReplacedMidScan);
                 if self.subs.len() < subscriptions_max {
                     self.subs.insert(name, Sub { wishes, ..Sub::default() });
                 } else {
                     self.refusals.entry(name).or_default().push_back("rate-limited: ");
                 }
+                seen
             }
             Sent::BadReq(name) => {
-                self.subs.remove(&name);
+                let seen = ends(name, Seen::ReplacedMidScan);
                 self.refusals.entry(name).or_default().push_back("unsupported: ");
+                seen
             }
-            Sent::Close(name) => drop(self.subs.remove(&name)),
-            Sent::Junk => self.notices_owed += 1,
+            Sent::Close(name) => ends(name, Seen::ClosedMidScan),
+            Sent::Junk => {
+                self.notices_owed += 1;
+                None
+            }
         }
     }
 

@@ -107,6 +107,12 @@ pub fn pool() -> &'static [Note] {
     })
 }
 
+/// Bytes of the longest event.
+pub fn longest_json() -> usize {
+    static LONGEST: OnceLock<usize> = OnceLock::new();
+    *LONGEST.get_or_init(|| pool().iter().map(|note| note.json.len()).max().expect("a pool"))
+}
+
 /// The event of this id.
 pub fn note_of(id: &Id) -> Option<NoteIndex> {
     static BY_ID: OnceLock<BTreeMap<Id, NoteIndex>> = OnceLock::new();
@@ -198,6 +204,7 @@ impl Wish {
 #[derive(Default)]
 pub struct Log {
     events: Vec<(NoteIndex, Event)>,
+    held: BTreeSet<NoteIndex>,
 }
 
 /// NIP-01 order: newest first, lowest id on a tie.
@@ -211,36 +218,44 @@ impl Log {
     }
 
     pub fn holds(&self, note: NoteIndex) -> bool {
-        self.events.iter().any(|(stored, _)| *stored == note)
+        self.held.contains(&note)
     }
 
     pub fn push(&mut self, note: NoteIndex, event: Event) -> Sequence {
         self.events.push((note, event));
+        self.held.insert(note);
         self.last()
     }
 
-    fn select(&self, matches: impl Fn(NoteIndex, &Event) -> bool, limit: usize) -> Vec<NoteIndex> {
-        let hits = self.events.iter().filter(|(note, event)| matches(*note, event));
+    /// Selects among the events up to a sequence number.
+    fn select(
+        &self,
+        up_to: Sequence,
+        matches: impl Fn(NoteIndex, &Event) -> bool,
+        limit: usize,
+    ) -> Vec<NoteIndex> {
+        let events = &self.events[..usize::try_from(up_to).expect("a place in the list")];
+        let hits = events.iter().filter(|(note, event)| matches(*note, event));
         let mut hits: Vec<_> = hits.map(|(note, _)| *note).collect();
-        hits.sort_by_key(|note| rank(*note));
+        hits.sort_unstable_by_key(|note| rank(*note));
         hits.truncate(limit);
         hits
     }
 
     /// What the relay's own filters select.
-    pub fn query(&self, filters: &[Filter], limit_max: usize) -> Vec<NoteIndex> {
+    pub fn query(&self, up_to: Sequence, filters: &[Filter], limit_max: usize) -> Vec<NoteIndex> {
         merge(filters.iter().map(|filter| {
             let limit = filter.limit.map_or(limit_max as u64, |limit| limit.min(limit_max as u64));
             let limit = usize::try_from(limit).expect("it is not above limit_max");
-            self.select(|_, event| filter.matches(event.view()), limit)
+            self.select(up_to, |_, event| filter.matches(event.view()), limit)
         }))
     }
 
     /// What the wishes select.
-    pub fn wished(&self, wishes: &[Wish], limit_max: usize) -> Vec<NoteIndex> {
+    pub fn wished(&self, up_to: Sequence, wishes: &[Wish], limit_max: usize) -> Vec<NoteIndex> {
         merge(wishes.iter().map(|wish| {
             let limit = wish.limit.map_or(limit_max, |limit| limit_max.min(limit));
-            self.select(|note, _| wish.matches(note), limit)
+            self.select(up_to, |note, _| wish.matches(note), limit)
         }))
     }
 }

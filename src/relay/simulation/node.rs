@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use super::expect::{End, NAMES};
+use super::coverage::{Coverage, Seen};
+use super::expect::{End, NAMES, Sub};
 use super::model::{Log, NoteIndex, Rng, Trace, note_of, pool};
 use super::socket::{Farewell, Socket};
 use crate::nostr::Event;
 use crate::relay::client::CLIENT;
+use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Sequence, Submission, Verdict};
-use crate::relay::session::{Phase, Stage};
+use crate::relay::session::{LiveEvent, Phase, Session, Stage, Subscription};
 use crate::relay::{Arrival, ConnectionKey, Effect, Now, Reading, ScanKey, Shard};
 use crate::wire::batch::Batch;
 
 /// What a socket's kernel holds for its peer.
-const KERNEL_BYTES_MAX: usize = 30_000;
+const KERNEL_BYTES_MAX: usize = 6_000;
 
 /// What shards say to each other.
 pub enum BusMessage {
@@ -31,8 +33,10 @@ pub enum Outgoing {
 /// A stored query between two slices.
 pub struct ScanState {
     query: Query,
-    snapshot: Option<Sequence>,
-    left: VecDeque<NoteIndex>,
+    /// The last sequence number it looks at, once that is fixed.
+    up_to: Option<Sequence>,
+    /// What is left of its result, once the first slice is read.
+    left: Option<VecDeque<NoteIndex>>,
 }
 
 /// An ephemeral event whose OK waits for the other shards.
@@ -51,6 +55,8 @@ pub struct Node {
     /// Connections that were released; late calls for them must be harmless.
     pub gone: Vec<ConnectionKey>,
     pub commits: VecDeque<Rc<CommitBatch>>,
+    /// The event of the first of the commits to go on at.
+    commit_at: usize,
     pub slices: VecDeque<ScanKey>,
     pub scans: BTreeMap<ScanKey, ScanState>,
     pub chunks: VecDeque<(ScanKey, Chunk)>,
@@ -59,17 +65,24 @@ pub struct Node {
     /// Ephemeral events verified, in order, until their effect is seen.
     spoken: VecDeque<(ConnectionKey, NoteIndex, u64)>,
     hearings: BTreeMap<u64, Hearing>,
+    /// A stored query looks as far as the shard knew when it was filed, as the driver has it, and not
+    /// at all there is when its first slice is read.
+    scans_stop_where_filed: bool,
+    /// Connections released after their client's end or their socket's failure.
+    left_by_client: u64,
     pub trace: Trace,
+    pub seen: Coverage,
 }
 
 impl Node {
-    pub fn new(core: Shard, shards: usize) -> Self {
+    pub fn new(core: Shard, shards: usize, scans_stop_where_filed: bool) -> Self {
         Self {
             core,
             shards,
             sockets: BTreeMap::new(),
             gone: Vec::new(),
             commits: VecDeque::new(),
+            commit_at: 0,
             slices: VecDeque::new(),
             scans: BTreeMap::new(),
             chunks: VecDeque::new(),
@@ -77,17 +90,44 @@ impl Node {
             tickets: BTreeMap::new(),
             spoken: VecDeque::new(),
             hearings: BTreeMap::new(),
+            scans_stop_where_filed,
+            left_by_client: 0,
             trace: Trace::default(),
+            seen: Coverage::default(),
         }
+    }
+
+    /// Commits and slices that wait.
+    pub fn from_threads(&self) -> usize {
+        self.commits.len() + self.chunks.len()
+    }
+
+    /// A message of another shard arrives. There is room for every message that the others may owe:
+    /// they never wait, so two that send to each other do not lock up.
+    pub fn receive(&mut self, message: BusMessage) {
+        let room = (self.shards - 1) * 2 * self.core.submissions_max;
+        assert!(self.bus.len() < room, "the queue between shards has room for all that is owed");
+        self.bus.push_back(message);
+    }
+
+    /// Questions of another shard that wait here.
+    pub fn asked_by(&self, shard: usize) -> usize {
+        let asks = |message: &&BusMessage| match message {
+            BusMessage::Ephemeral { from, .. } => *from == shard,
+            BusMessage::Heard { .. } => false,
+        };
+        self.bus.iter().filter(asks).count()
     }
 
     fn socket(&mut self, key: ConnectionKey) -> &mut Socket {
         self.sockets.get_mut(&key).expect("a socket lives until its release")
     }
 
-    pub fn accept(&mut self, socket: Socket, room: bool, now: Now) {
+    pub fn accept(&mut self, mut socket: Socket, room: bool, now: Now) {
         let arrival = if room { Arrival::Client } else { Arrival::Full };
         let key = self.core.handle_accept(CLIENT, arrival, now);
+        socket.heard_ms = now.ms;
+        self.seen.add(Seen::Refused, u64::from(!room));
         assert!(self.sockets.insert(key, socket).is_none(), "a key is used once");
     }
 
@@ -106,9 +146,12 @@ impl Node {
             return;
         }
         let mut bytes: Vec<u8> = socket.inbound.drain(..count).collect();
-        let before = self.core.counters.messages_in;
+        socket.heard_ms = now.ms;
+        let before = self.core.counters();
+        let pinged = self.core.session(key).is_some_and(|session| session.pinged_ms.is_some());
+        self.seen.add(Seen::PingAnswered, u64::from(pinged));
         let reading = self.core.handle_bytes(key, &mut bytes, now);
-        self.after_reading(key, before, reading);
+        self.after_reading(key, &before, reading);
     }
 
     /// A client that has said its last word still reads ours.
@@ -122,6 +165,9 @@ impl Node {
             Phase::Draining => true,
             Phase::Closing { .. } => owes,
         };
+        let open = session.phase == Phase::Open;
+        self.seen.add(Seen::EndWithAnswersOwed, u64::from(answers));
+        self.seen.add(Seen::EndIdle, u64::from(open && !answers));
         self.core.handle_eof(key, now);
         assert_eq!(self.core.session(key).is_some(), last_words);
         let socket = self.socket(key);
@@ -133,31 +179,40 @@ impl Node {
     /// The reader goes on after a pause.
     pub fn resume(&mut self, key: ConnectionKey, now: Now) {
         if std::mem::take(&mut self.socket(key).resume_due) {
-            let before = self.core.counters.messages_in;
+            self.seen.note(Seen::ReadResumed);
+            let before = self.core.counters();
             let reading = self.core.handle_resumed(key, now);
-            self.after_reading(key, before, reading);
+            self.after_reading(key, &before, reading);
         }
     }
 
-    fn after_reading(&mut self, key: ConnectionKey, before: u64, reading: Reading) {
-        let handled = self.core.counters.messages_in - before;
+    fn after_reading(&mut self, key: ConnectionKey, before: &Counters, reading: Reading) {
+        let after = self.core.counters();
+        let handled = after.messages_in - before.messages_in;
+        self.seen.add(Seen::ReadPaused, after.reads_paused - before.reads_paused);
+        self.seen.add(Seen::Purged, after.purged_events - before.purged_events);
         let max = self.core.setup.limits.subscriptions_max as usize;
         let closing = self
             .core
             .session(key)
             .is_some_and(|s| matches!(s.phase, Phase::Draining | Phase::Closing { .. }));
+        let mut ended = Vec::new();
         let socket = self.socket(key);
         socket.reading = reading;
         for _ in 0..handled {
             let message = socket.unhandled.pop_front().expect("only what was sent is handled");
-            socket.expect.handled(message, max);
+            let ended_mid_scan = socket.expect.handled(message, max);
+            ended.extend(ended_mid_scan);
         }
         if closing
             && socket.expect.end == End::Open
             && let Some(Farewell(code)) = socket.farewell
         {
             socket.expect.close(code);
+            let owed = self.core.session(key).is_some_and(|session| session.replies_owed > 0);
+            self.seen.add(Seen::CloseWithAnswersOwed, u64::from(owed));
         }
+        ended.into_iter().for_each(|what| self.seen.note(what));
     }
 
     /// The socket takes up to `count` bytes; a batch is filled first when none is with it.
@@ -170,8 +225,9 @@ impl Node {
         let Some(batch) = &mut socket.batch else { return };
         let count = count.min(batch.left()).min(KERNEL_BYTES_MAX - socket.unacked);
         if count == 0 {
-            return;
+            return self.seen.note(Seen::KernelFull);
         }
+        let chained = batch.unwritten().count() > 1;
         let bytes = gather(batch);
         assert!(socket.unsent == bytes, "what was filled is what is sent");
         socket.unsent.drain(..count);
@@ -180,10 +236,12 @@ impl Node {
         if socket.unacked == 0 {
             socket.acked_ms = now.ms;
         }
+        socket.behind_ms.get_or_insert(now.ms);
         socket.unacked += count;
         self.core.handle_progress(key, count, now);
         if left > 0 {
-            return;
+            self.seen.add(Seen::SendChained, u64::from(chained));
+            return self.seen.note(Seen::SendPartial);
         }
         self.socket(key).batch = None;
         self.core.handle_written(key, now);
@@ -198,18 +256,24 @@ impl Node {
             socket.unacked -= count;
             socket.acked_ms = now.ms;
         }
+        if socket.unacked == 0 {
+            socket.behind_ms = None;
+        }
     }
 
     /// The shard asks how much is unacknowledged, and may end the connection for it.
     fn ask_unacked(&mut self, key: ConnectionKey, now: Now) {
         let socket = self.socket(key);
-        let (unacked, acked_ms) = (socket.unacked, socket.acked_ms);
+        let (unacked, acked_ms, behind_ms) = (socket.unacked, socket.acked_ms, socket.behind_ms);
         let before = self.core.counters.closed_stalled;
+        let stall_ms_max = u64::from(self.core.setup.limits.write_stall_ms_max);
         self.core.handle_unacked(key, u32::try_from(unacked).expect("small"), now);
         if self.core.counters.closed_stalled > before {
             let stalled_ms = now.ms - acked_ms;
-            let stall_ms_max = u64::from(self.core.setup.limits.write_stall_ms_max);
             assert!(stalled_ms >= stall_ms_max, "its peer took bytes {stalled_ms} ms ago");
+            self.seen.note(Seen::Stalled);
+        } else if behind_ms.is_some_and(|ms| now.ms - ms >= stall_ms_max) {
+            self.seen.note(Seen::SlowKept);
         }
     }
 
@@ -229,9 +293,13 @@ impl Node {
             let bytes = gather(&batch);
             self.trace.add(&bytes);
             let socket = self.socket(key);
-            socket.judge(&bytes);
+            let drains = socket.expect.end == End::Draining;
+            let overtakes = socket.judge(&bytes);
+            let drained = drains && socket.expect.end == End::Closed;
             socket.unsent = bytes;
             socket.batch = Some(batch);
+            self.seen.add(Seen::Drained, u64::from(drained));
+            self.seen.add(Seen::ControlOvertakes, u64::from(overtakes));
         } else {
             assert_eq!(batch.left(), 0, "an unfilled batch is empty");
         }
@@ -239,6 +307,18 @@ impl Node {
 
     /// The socket fails.
     pub fn break_socket(&mut self, key: ConnectionKey) {
+        let phase = self.core.session(key).expect("a socket has its session").phase;
+        self.seen.note(match phase {
+            Phase::Head => Seen::AbortHead,
+            Phase::Open => Seen::AbortOpen,
+            Phase::Draining => Seen::AbortDraining,
+            Phase::Closing { sent: false } => Seen::AbortClosing,
+            Phase::Closing { sent: true } => Seen::AbortClosed,
+        });
+        let socket = self.socket(key);
+        socket.broken = true;
+        let sending = socket.batch.is_some();
+        self.seen.add(Seen::AbortSending, u64::from(sending));
         self.core.handle_broken(key);
     }
 
@@ -253,10 +333,13 @@ impl Node {
         let before = self.core.counters();
         self.core.verify(1, now);
         let after = self.core.counters();
+        let held = next.is_some() && after.verify_waiting == before.verify_waiting;
+        self.seen.add(Seen::SubmissionsFull, u64::from(held));
         let (Some((key, note)), true) = (next, after.verify_waiting < before.verify_waiting) else {
             return;
         };
         if pool()[note].is_ephemeral() {
+            self.leaves_verification(key, note);
             let heard = self.published(&[(note, None)], &before);
             if self.shards == 1 {
                 self.answer_ephemeral(key, note, heard);
@@ -266,7 +349,15 @@ impl Node {
         }
     }
 
+    /// A connection's events are verified in the order in which they were sent.
+    fn leaves_verification(&mut self, key: ConnectionKey, note: NoteIndex) {
+        if let Some(socket) = self.sockets.get_mut(&key) {
+            assert_eq!(socket.expect.unverified.pop_front(), Some(note), "a client's own order");
+        }
+    }
+
     fn answer_ephemeral(&mut self, key: ConnectionKey, note: NoteIndex, heard: u64) {
+        self.seen.note(if heard > 0 { Seen::Heard } else { Seen::Mute });
         let text = if heard > 0 { "" } else { "mute: nobody was listening" };
         self.answer(key, note, heard > 0, text);
     }
@@ -282,11 +373,7 @@ impl Node {
     }
 
     /// Compares what the core matched since `before` with what the clients wished for.
-    fn published(
-        &mut self,
-        notes: &[(NoteIndex, Option<Sequence>)],
-        before: &crate::relay::counters::Counters,
-    ) -> u64 {
+    fn published(&mut self, notes: &[(NoteIndex, Option<Sequence>)], before: &Counters) -> u64 {
         let mut wished = 0;
         for (note, sequence) in notes {
             for socket in self.sockets.values_mut() {
@@ -295,9 +382,14 @@ impl Node {
         }
         let after = self.core.counters();
         let matched = after.matched_live - before.matched_live;
+        self.seen.add(Seen::LiveSuppressed, after.suppressed_live - before.suppressed_live);
         if after.subscriptions_slow == before.subscriptions_slow {
             assert_eq!(matched, wished, "who matches an event is told of it");
         } else {
+            // An event has more bytes than this: no queue is full before that many wait.
+            let bytes = 300 * self.core.setup.limits.live_queue_events_max;
+            let by_bytes = self.core.setup.limits.live_bytes_max < bytes;
+            self.seen.note(if by_bytes { Seen::LiveBytesFull } else { Seen::LiveTooLong });
             assert!(matched <= wished);
             self.note_ended();
         }
@@ -316,32 +408,48 @@ impl Node {
         }
     }
 
-    /// The next commit batch arrives.
+    /// The next commit batch arrives, or is gone on with.
     pub fn take_commit(&mut self, now: Now) {
-        let Some(batch) = self.commits.pop_front() else { return };
+        let Some(batch) = self.commits.front().cloned() else { return };
         let before = self.core.counters();
+        let from = self.commit_at;
+        if from == 0 {
+            self.take_verdicts(&batch);
+        }
+        let next = self.core.handle_commit(&batch, from, 2, now);
+        let done = next.unwrap_or(batch.stored.len());
+        let notes: Vec<_> = batch.stored[from..done]
+            .iter()
+            .map(|(at, event)| (note_of(event.view().id()).expect("a known event"), Some(*at)))
+            .collect();
+        self.published(&notes, &before);
+        self.commit_at = next.unwrap_or(0);
+        if next.is_none() {
+            self.commits.pop_front();
+            self.seen.add(Seen::CommitInParts, u64::from(from > 0));
+        }
+    }
+
+    fn take_verdicts(&mut self, batch: &CommitBatch) {
         for (ticket, verdict) in &batch.verdicts {
             if ticket.origin != self.core.setup.origin {
                 continue;
             }
             let ticket = self.tickets.remove(&ticket.token);
             let (key, note) = ticket.expect("a verdict for each submission, once");
+            self.seen.add(Seen::VerdictLate, u64::from(!self.sockets.contains_key(&key)));
             match verdict {
                 Verdict::Stored => self.answer(key, note, true, ""),
-                Verdict::Duplicate => self.answer(key, note, true, "duplicate: already stored"),
-                _ => self.answer(key, note, false, "error: the event could not be stored"),
+                Verdict::Duplicate => {
+                    self.seen.note(Seen::Duplicate);
+                    self.answer(key, note, true, "duplicate: already stored");
+                }
+                _ => {
+                    self.seen.note(Seen::CommitFailed);
+                    self.answer(key, note, false, "error: the event could not be stored");
+                }
             }
         }
-        let mut next = Some(0);
-        while let Some(from) = next {
-            next = self.core.handle_commit(&batch, from, 2, now);
-        }
-        let notes: Vec<_> = batch
-            .stored
-            .iter()
-            .map(|(at, event)| (note_of(event.view().id()).expect("a known event"), Some(*at)))
-            .collect();
-        self.published(&notes, &before);
     }
 
     /// The next message of another shard arrives; the answer to it, if it wants one.
@@ -378,30 +486,40 @@ impl Node {
             self.scans.remove(&key);
             return self.chunks.push_back((key, chunk));
         }
-        if scan.snapshot.is_none() {
-            scan.snapshot = Some(log.last());
-            scan.left = log.query(&scan.query.filters, max).into();
-            let result: Vec<_> = scan.left.iter().copied().collect();
-            if let Some((connection, name)) = whose(&self.core, key) {
-                let socket = self.sockets.get_mut(&connection).expect("an open connection");
-                let sub = socket.expect.sub(name).expect("the client knows the subscription");
-                assert_eq!(result, log.wished(&sub.wishes, max), "the query is what was asked");
-                (sub.snapshot, sub.stored) = (Some(log.last()), result);
+        if scan.left.is_none() {
+            let up_to = scan.up_to.unwrap_or(log.last());
+            scan.up_to = Some(up_to);
+            let result = log.query(up_to, &scan.query.filters, max);
+            scan.left = Some(result.iter().copied().collect());
+            if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
+                assert_eq!(result, log.wished(up_to, &sub.wishes, max), "the query is as asked");
+                (sub.snapshot, sub.stored) = (Some(up_to), result);
             }
         }
         let scan = self.scans.get_mut(&key).expect("looked up above");
-        let count = rng.below(5).min(scan.left.len());
-        let events = scan.left.drain(..count).map(|n| pool()[n].json.clone().into()).collect();
-        let done = scan.left.is_empty();
-        let snapshot = scan.snapshot.expect("the first slice fixed it");
+        let left = scan.left.get_or_insert_default();
+        let count = rng.below(5).min(left.len());
+        let events = left.drain(..count).map(|n| pool()[n].json.clone().into()).collect();
+        let done = left.is_empty();
+        let snapshot = scan.up_to.expect("the first slice fixed it");
         self.chunks.push_back((key, Chunk { snapshot, events, done, failed: None }));
     }
 
-    /// A slice arrives.
+    /// A slice arrives; not before a commit that has begun is done.
     pub fn take_chunk(&mut self, now: Now) {
+        if self.commit_at > 0 {
+            return;
+        }
         let Some((key, chunk)) = self.chunks.pop_front() else { return };
         let (done, failed) = (chunk.done, chunk.failed.is_some());
+        let suppressed = self.core.counters.suppressed_live;
         let wanted = self.core.handle_chunk(key, chunk, now);
+        self.seen.add(Seen::LiveSuppressed, self.core.counters.suppressed_live - suppressed);
+        self.seen.add(Seen::ScanFailed, u64::from(failed));
+        self.seen.add(Seen::SliceLate, u64::from(!wanted && !failed));
+        let subscription = self.core.subscriptions.get(key.slot()).filter(|_| wanted);
+        let waits = subscription.is_some_and(|s| s.stage == Stage::Paused);
+        self.seen.add(Seen::ScanPaused, u64::from(waits));
         if !wanted || done {
             self.scans.remove(&key);
         }
@@ -411,16 +529,61 @@ impl Node {
     }
 
     pub fn timer(&mut self, now: Now) {
+        let before = self.core.counters();
+        let limits = self.core.setup.limits.clone();
+        let late = |ms: u64, max: u32| now.ms - ms >= u64::from(max);
+        let too_old = |subscription: &Subscription| {
+            let since = |event: &Rc<LiveEvent>| event.received_ms.max(subscription.live_ms);
+            let oldest = subscription.live.front().map(since);
+            let is_live = subscription.stage == Stage::Live;
+            is_live && oldest.is_some_and(|ms| late(ms, limits.live_queue_age_ms_max))
+        };
+        let slow = self.core.subscriptions.iter().filter(|(_, s)| too_old(s)).count() as u64;
+        let quiet = |socket: &&Socket| late(socket.heard_ms, limits.pong_wait_ms_max);
+        let silent = self.sockets.values().filter(quiet).count() as u64;
+        let late_head = |session: &Session| {
+            session.phase == Phase::Head && late(session.phase_ms, limits.handshake_ms_max)
+        };
+        let no_request = self.core.sessions.iter().filter(|(_, s)| late_head(s)).count() as u64;
         self.core.handle_timer(now);
+        let after = self.core.counters();
+        let ended = after.subscriptions_slow - before.subscriptions_slow;
+        assert!(ended <= slow, "a subscription ended before its time");
+        let left = self.core.subscriptions.iter().any(|(_, s)| too_old(s));
+        assert!(!left, "an event has waited too long");
+        let unanswered = after.closed_silent - before.closed_silent;
+        assert!(unanswered <= silent, "a connection that was heard is not silent");
+        self.seen.add(Seen::LiveTooOld, ended);
+        self.seen.add(Seen::Silent, unanswered);
+        self.seen.add(Seen::HandshakeLate, no_request);
+        self.seen.add(Seen::DrainLate, after.closed_timeout - before.closed_timeout);
         self.note_ended();
     }
 
+    /// Nobody who is read stays silent for longer than the limits: a pause may pass before the ping is
+    /// due is seen, and another before its answer is.
+    pub fn check_silent(&mut self, now: Now, pause_ms_max: u64) {
+        let limits = self.core.setup.limits.clone();
+        let wait_ms = u64::from(limits.ping_interval_ms + limits.pong_wait_ms_max);
+        for (key, socket) in &self.sockets {
+            let session = self.core.session(*key).expect("a socket has its session");
+            if session.phase == Phase::Open && socket.reading == Reading::Ready {
+                let quiet_ms = now.ms - socket.heard_ms;
+                assert!(quiet_ms < wait_ms + 2 * pause_ms_max, "a silent peer is still there");
+            }
+        }
+    }
+
     pub fn shutdown(&mut self, now: Now) {
-        let core = &self.core;
+        let core = &mut self.core;
         for (key, socket) in &mut self.sockets {
             if socket.expect.end == End::Open {
                 socket.expect.stop(|name| stage(core, *key, name) == Some(Stage::Live));
             }
+            let session = core.session(*key).expect("a socket has its session");
+            let (stream, owed) = (session.outbox.stream_len(), session.replies_owed);
+            self.seen.add(Seen::DrainWithEvents, u64::from(stream > 0));
+            self.seen.add(Seen::DrainWithAnswers, u64::from(owed > 0));
         }
         self.core.handle_shutdown(now);
     }
@@ -437,6 +600,7 @@ impl Node {
                     let key = self.core.pending[slot].connection;
                     let note = note_of(submission.event.view().id()).expect("a known event");
                     assert_eq!(submission.event.view().json(), pool()[note].json.as_bytes());
+                    self.leaves_verification(key, note);
                     assert!(self.tickets.insert(token, (key, note)).is_none(), "a fresh token");
                     out.push(Outgoing::Submit(submission));
                 }
@@ -448,29 +612,51 @@ impl Node {
                 }
                 Effect::StartScan(key, query) => {
                     self.trace.add(key);
-                    let state = ScanState { query, snapshot: None, left: VecDeque::new() };
-                    assert!(self.scans.insert(key, state).is_none(), "a query starts once");
-                    self.slices.push_back(key);
+                    self.start_scan(key, query);
                 }
                 Effect::ResumeScan(key) => {
                     self.trace.add(key);
+                    self.seen.note(Seen::ScanResumed);
                     assert!(self.scans.contains_key(&key), "a query that goes on has begun");
                     self.slices.push_back(key);
                 }
                 Effect::CancelScan(key) => drop(self.scans.remove(&key)),
                 Effect::Admit(..) => unreachable!("there is no proxy"),
-                Effect::Write(key) => self.socket(key).write_due = true,
-                Effect::ResumeRead(key) => self.socket(key).resume_due = true,
+                Effect::Write(key) => {
+                    let sending = self.socket(key).batch.is_some();
+                    self.socket(key).write_due = !sending;
+                    if sending {
+                        let filled = self.core.fill(key, &mut Batch::default(), now);
+                        assert!(!filled, "one write in flight a socket");
+                    }
+                }
+                Effect::ResumeRead(key) => {
+                    let socket = self.socket(key);
+                    (socket.resume_due, socket.heard_ms) = (true, now.ms);
+                }
                 Effect::Finish(key) => self.socket(key).finished = true,
                 Effect::AskUnacked(key) => self.ask_unacked(key, now),
                 Effect::Release { key, reset } => {
                     self.trace.add((key, reset));
-                    assert!(self.sockets.remove(&key).is_some(), "released once");
+                    let socket = self.sockets.remove(&key).expect("released once");
+                    self.left_by_client += u64::from(socket.broken || socket.eof);
                     self.gone.push(key);
                 }
             }
         }
+        let left = self.core.counters.closed_by_client;
+        assert!(left <= self.left_by_client, "a connection ends for a reason");
         out
+    }
+
+    fn start_scan(&mut self, key: ScanKey, query: Query) {
+        let up_to = self.core.filed_at(key).filter(|_| self.scans_stop_where_filed);
+        if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
+            sub.snapshot = up_to;
+        }
+        let state = ScanState { query, up_to, left: None };
+        assert!(self.scans.insert(key, state).is_none(), "a query starts once");
+        self.slices.push_back(key);
     }
 
     /// Late calls of tasks whose connection is gone.
@@ -506,6 +692,17 @@ fn stage(core: &Shard, key: ConnectionKey, name: usize) -> Option<Stage> {
     let mut subscriptions = session.subscriptions.iter().map(|s| &core.subscriptions[*s as usize]);
     let found = subscriptions.find(|s| s.name.id().json() == NAMES[name].as_bytes())?;
     Some(found.stage)
+}
+
+/// The subscription, as its client sees it, whose stored query this is, when it is still wanted.
+fn client_sub<'a>(
+    core: &Shard,
+    sockets: &'a mut BTreeMap<ConnectionKey, Socket>,
+    scan: ScanKey,
+) -> Option<&'a mut Sub> {
+    let (key, name) = whose(core, scan)?;
+    let socket = sockets.get_mut(&key).expect("an open connection");
+    Some(socket.expect.sub(name).expect("the client knows the subscription"))
 }
 
 /// Whose stored query this is, when it is still wanted.

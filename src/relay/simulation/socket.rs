@@ -45,6 +45,12 @@ pub struct Socket {
     /// given some.
     pub unacked: usize,
     pub acked_ms: u64,
+    /// Since when some have been outstanding without a break.
+    pub behind_ms: Option<u64>,
+    /// When the relay last read something, or began to read again.
+    pub heard_ms: u64,
+    /// The socket has failed.
+    pub broken: bool,
     /// The client reads nothing.
     pub stuck: bool,
     /// The client has shut its writing side; nothing follows `inbound`.
@@ -82,6 +88,9 @@ impl Socket {
             unsent: Vec::new(),
             unacked: 0,
             acked_ms: 0,
+            behind_ms: None,
+            heard_ms: 0,
+            broken: false,
             stuck: false,
             silent: false,
             eof: false,
@@ -144,8 +153,8 @@ impl Socket {
         unmask(&mut out[from..], mask, 0);
     }
 
-    /// Judges the frames of a batch as it is filled.
-    pub fn judge(&mut self, bytes: &[u8]) {
+    /// Judges the frames of a batch as it is filled; whether a ping or pong goes before others.
+    pub fn judge(&mut self, bytes: &[u8]) -> bool {
         let mut rest = bytes;
         if !self.answered {
             self.answered = true;
@@ -156,9 +165,10 @@ impl Socket {
             } else {
                 assert!(rest.starts_with(b"HTTP/1.1 "));
                 self.expect.end = End::Closed;
-                return;
+                return false;
             }
         }
+        let (mut controls, mut lane) = (0, Lane::Control);
         while !rest.is_empty() {
             let opcode = match rest[0] {
                 0x81 => Opcode::Text,
@@ -172,7 +182,12 @@ impl Socket {
                 127 => panic!("no frame here is that long"),
                 short => (2, usize::from(short)),
             };
-            self.expect.frame(opcode, &rest[at..at + len]);
+            let payload = &rest[at..at + len];
+            let next = Lane::of(opcode, payload).unwrap_or(lane);
+            assert!(next >= lane, "control frames go first, then replies, then subscriptions");
+            lane = next;
+            controls += usize::from(lane == Lane::Control);
+            self.expect.frame(opcode, payload);
             if opcode == Opcode::Close && self.polite && self.may_speak() {
                 self.send_frame(true, Opcode::Close, &rest[at..at + len]);
                 self.farewell = Some(Farewell(None));
@@ -181,6 +196,29 @@ impl Socket {
                 self.send_frame(true, Opcode::Pong, b"");
             }
             rest = &rest[at + len..];
+        }
+        controls > 0 && lane > Lane::Control
+    }
+}
+
+/// The lanes of an outbox, in the order in which they leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    Control,
+    Replies,
+    Stream,
+    Last,
+}
+
+impl Lane {
+    /// The lane of a frame; a CLOSED may be in either of two.
+    fn of(opcode: Opcode, payload: &[u8]) -> Option<Self> {
+        match opcode {
+            Opcode::Ping | Opcode::Pong => Some(Self::Control),
+            Opcode::Close => Some(Self::Last),
+            _ if payload.starts_with(b"[\"CLOSED\"") => None,
+            _ if payload.starts_with(b"[\"E") => Some(Self::Stream),
+            _ => Some(Self::Replies),
         }
     }
 }

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::expect::{End, NAMES};
+use super::check;
+use super::coverage::{Coverage, Seen};
+use super::expect::NAMES;
 use super::model::{Log, NoteIndex, Rng, Trace, note_of};
 use super::node::{BusMessage, Node, Outgoing};
 use super::socket::{Farewell, Greeting, Socket, random_message};
 use crate::relay::counters::Counters;
 use crate::relay::ports::{CommitBatch, Submission, Verdict};
-use crate::relay::session::{Phase, Stage};
 use crate::relay::{Accept, ConnectionKey, Limits, Now, Pages, Setup, Shard};
 use crate::wire::frame::Opcode;
 
@@ -26,6 +27,11 @@ pub struct World {
     submitted: VecDeque<Submission>,
     stopping: bool,
     connections_max: usize,
+    /// Commits and slices that may wait at one shard before their threads do.
+    from_threads_max: usize,
+    /// No shard takes what another sent.
+    bus_held: bool,
+    seen: Coverage,
 }
 
 /// What a run showed.
@@ -35,6 +41,8 @@ pub struct Outcome {
     pub trace: u64,
     /// Of all shards.
     pub counters: Vec<Counters>,
+    /// What came up.
+    pub seen: Coverage,
 }
 
 fn random_limits(rng: &mut Rng) -> Limits {
@@ -63,6 +71,8 @@ impl World {
         let limits = Arc::new(random_limits(&mut rng));
         let endpoint = "/".to_owned();
         let pages = Arc::new(Pages { endpoint, page: "hello".into(), document: "{}".into() });
+        let submissions_max = rng.pick(&[1, 2, 5, 1_000, 1_000]);
+        let scans_stop_where_filed = rng.chance(70);
         let nodes = (0..shards).map(|origin| {
             let setup = Setup {
                 origin: u16::try_from(origin).expect("few"),
@@ -74,7 +84,9 @@ impl World {
                 proxies: Arc::default(),
                 hash_seed,
             };
-            Node::new(Shard::new(setup), shards)
+            let mut core = Shard::new(setup);
+            core.submissions_max = submissions_max;
+            Node::new(core, shards, scans_stop_where_filed)
         });
         Self {
             nodes: nodes.collect(),
@@ -83,6 +95,9 @@ impl World {
             submitted: VecDeque::new(),
             stopping: false,
             connections_max: 2 + rng.below(8),
+            from_threads_max: rng.pick(&[1, 2, 5, 256]),
+            bus_held: false,
+            seen: Coverage::default(),
             rng,
         }
     }
@@ -90,12 +105,15 @@ impl World {
     /// Runs `steps` steps, lets all come to rest, ends every connection.
     pub fn run(mut self, steps: usize) -> Outcome {
         let stop_at = self.rng.chance(15).then(|| steps / 2 + self.rng.below(steps / 2));
+        let checked_every = 1 + self.rng.below(12);
         for step in 0..steps {
             if stop_at == Some(step) {
                 self.stop();
             }
             self.step();
-            self.check();
+            if step % checked_every == 0 {
+                self.check();
+            }
         }
         self.settle();
         self.check_settled();
@@ -104,7 +122,8 @@ impl World {
         let mut trace = Trace::default();
         self.nodes.iter().for_each(|node| trace.add(node.trace.sum()));
         let counters = self.nodes.iter().map(|node| node.core.counters()).collect();
-        Outcome { trace: trace.sum(), counters }
+        self.nodes.iter().for_each(|node| self.seen.merge(&node.seen));
+        Outcome { trace: trace.sum(), counters, seen: self.seen }
     }
 
     fn step(&mut self) {
@@ -126,7 +145,7 @@ impl World {
             }),
             66..71 => self.commit(),
             71..79 => self.nodes[at].take_commit(now),
-            79..84 => self.nodes[at].read_slice(&self.log, &mut self.rng),
+            79..84 => self.read_slice(at),
             84..88 => self.nodes[at].take_chunk(now),
             88..91 => self.take_bus(at),
             91..94 => self.with_socket(at, |node, key, _| node.resume(key, now)),
@@ -135,7 +154,9 @@ impl World {
                     socket.stuck = rng.chance(50);
                 }
             }),
-            95..97 => self.pass_time(),
+            95 => self.pass_time(),
+            96 if self.rng.chance(50) => self.bus_held = self.rng.chance(30),
+            96 => self.pass_time(),
             97 => self.nodes[at].haunt(&mut self.rng, now),
             _ => self.with_socket(at, say_goodbye),
         }
@@ -194,7 +215,7 @@ impl World {
                     for (to, node) in self.nodes.iter_mut().enumerate() {
                         if to != at {
                             let event = event.clone();
-                            node.bus.push_back(BusMessage::Ephemeral { from: at, token, event });
+                            node.receive(BusMessage::Ephemeral { from: at, token, event });
                         }
                     }
                 }
@@ -203,8 +224,19 @@ impl World {
     }
 
     fn take_bus(&mut self, at: usize) {
-        if let Some((to, message)) = self.nodes[at].take_bus(self.now) {
-            self.nodes[to].bus.push_back(message);
+        if !self.bus_held
+            && let Some((to, message)) = self.nodes[at].take_bus(self.now)
+        {
+            self.nodes[to].receive(message);
+        }
+    }
+
+    fn read_slice(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        if node.from_threads() < self.from_threads_max {
+            node.read_slice(&self.log, &mut self.rng);
+        } else if !node.slices.is_empty() {
+            self.seen.note(Seen::ReaderWaits);
         }
     }
 
@@ -213,6 +245,9 @@ impl World {
         let count = self.rng.below(self.submitted.len() + 1);
         if count == 0 {
             return;
+        }
+        if self.nodes.iter().any(|node| node.from_threads() >= self.from_threads_max) {
+            return self.seen.note(Seen::WriterWaits);
         }
         let failed = self.rng.chance(4);
         let mut batch = CommitBatch::default();
@@ -240,6 +275,7 @@ impl World {
             self.nodes[at].timer(self.now);
             self.act(at);
             self.nodes[at].check_stalled(self.now, LONGEST_PAUSE_MS);
+            self.nodes[at].check_silent(self.now, LONGEST_PAUSE_MS);
         }
     }
 
@@ -253,6 +289,7 @@ impl World {
 
     /// Lets everything that is under way come to its end; time stands still.
     fn settle(&mut self) {
+        self.bus_held = false;
         for _ in 0..10_000 {
             let mut still = self.submitted.is_empty();
             self.commit();
@@ -287,11 +324,11 @@ impl World {
             }
         }
         let node = &mut self.nodes[at];
-        still &= node.commits.is_empty() && node.chunks.is_empty() && node.slices.is_empty();
+        still &= node.from_threads() == 0 && node.slices.is_empty();
         still &= node.bus.is_empty() && node.core.counters().verify_waiting == 0;
         node.take_commit(now);
         self.act(at);
-        self.nodes[at].read_slice(&self.log, &mut self.rng);
+        self.read_slice(at);
         self.nodes[at].take_chunk(now);
         self.act(at);
         self.take_bus(at);
@@ -341,48 +378,34 @@ impl World {
     }
 
     /// What holds at any moment between two inputs.
-    fn check(&self) {
-        for node in &self.nodes {
-            check_core(&node.core);
+    fn check(&mut self) {
+        self.nodes.iter().for_each(|node| check::core(&node.core));
+        let room = self.nodes.iter().map(|node| node.core.submissions_max).sum();
+        assert!(self.submitted.len() <= room, "the writer's queue has room for all it may be sent");
+        for (at, node) in self.nodes.iter().enumerate() {
+            let owes_all = |node: &Node, to| node.asked_by(to) == node.core.submissions_max;
+            let mutual = |(other, peer)| owes_all(node, other) && owes_all(peer, at);
+            let both_ways = self.nodes.iter().enumerate().skip(at + 1).any(mutual);
+            self.seen.add(Seen::BusesFull, u64::from(both_ways));
+            let limits = &node.core.setup.limits;
+            let (messages, bytes) = (limits.outbox_messages_max, limits.outbox_bytes_max);
+            for (_, session) in &node.core.sessions {
+                let by_messages = session.outbox.has_room(messages as usize, usize::MAX);
+                let by_bytes = session.outbox.has_room(usize::MAX, bytes as usize);
+                self.seen.add(Seen::MessagesFull, u64::from(!by_messages));
+                self.seen.add(Seen::BytesFull, u64::from(!by_bytes));
+            }
         }
     }
 
     /// What holds when all is still.
     fn check_settled(&self) {
-        for node in &self.nodes {
-            for (key, socket) in &node.sockets {
-                let session = node.core.sessions.get(key.slot()).expect("a session a socket");
-                if session.phase == Phase::Open {
-                    assert_eq!(socket.expect.end, End::Open);
-                    socket.expect.check_settled();
-                    assert_eq!(session.replies_owed, 0);
-                    assert!(socket.unhandled.is_empty() && session.backlog.is_empty());
-                }
-                assert_ne!(session.phase, Phase::Draining, "nothing is left to wait for");
-            }
-        }
+        self.nodes.iter().for_each(check::settled);
     }
 
     fn check_empty(&self) {
         for node in &self.nodes {
-            let core = &node.core;
-            assert!(node.sockets.is_empty() && core.sessions.is_empty());
-            assert!(node.scans.is_empty(), "a query ends with its subscription");
-            assert!(core.subscriptions.is_empty() && core.pending.is_empty());
-            assert_eq!((core.index.len(), core.index.keys(), core.pending_bytes), (0, 0, 0));
-            assert_eq!(core.live_bytes.get(), 0, "nobody waits, so nothing is held");
-            let c = core.counters();
-            assert_eq!((c.scans, c.verify_waiting, c.connections, c.subscriptions), (0, 0, 0, 0));
-            let closed = c.closed_by_client
-                + c.closed_http
-                + c.closed_protocol
-                + c.closed_too_long
-                + c.closed_stalled
-                + c.closed_silent
-                + c.closed_timeout
-                + c.closed_shutdown
-                + c.closed_full;
-            assert_eq!(c.accepted, closed, "each connection ends once, for one reason");
+            check::empty(node);
             assert_eq!(node.core.is_done(), self.stopping);
         }
     }
@@ -426,44 +449,4 @@ fn say_goodbye(node: &mut Node, key: ConnectionKey, rng: &mut Rng) {
         }
         _ => {}
     }
-}
-
-fn check_core(core: &Shard) {
-    let limits = &core.setup.limits;
-    let c = core.counters();
-    let (mut owned, mut verifying) = (0, 0);
-    for (_, session) in &core.sessions {
-        owned += session.subscriptions.len();
-        verifying += session.verify.len();
-        let at_writer = core.pending.iter().filter(|(_, p)| p.connection == session.key).count();
-        let owed = session.outbox.replies_len() + session.verify.len() + at_writer;
-        if matches!(session.phase, Phase::Open | Phase::Draining) {
-            assert_eq!(session.replies_owed as usize, owed, "a slot for each answer");
-        }
-        assert!(session.replies_owed <= limits.replies_max);
-        let served = session.waiting.is_empty() || session.outbox.stream_len() > 0;
-        assert!(served, "nobody waits without a batch to come");
-        // An EOSE an open subscription, a CLOSED one that was ended: each has its place.
-        let places = limits.subscriptions_max as usize;
-        assert!(session.outbox.stream_closed() + session.subscriptions.len() <= places);
-        assert!(session.outbox.stream_len() <= limits.outbox_messages_max as usize + places);
-    }
-    assert!(core.live_bytes.get() <= limits.live_bytes_max as usize);
-    let (mut live, mut scans, mut filed) = (0, 0, 0);
-    for (_, subscription) in &core.subscriptions {
-        assert!(subscription.live.len() <= limits.live_queue_events_max as usize);
-        live += subscription.live.len() as u64;
-        filed += subscription.filters.len();
-        scans += u64::from(matches!(subscription.stage, Stage::Scanning | Stage::Paused));
-    }
-    assert_eq!(owned, core.subscriptions.len(), "each subscription has its connection");
-    assert_eq!(filed, core.index.len(), "each filed filter has its subscription");
-    assert_eq!((scans, verifying as u64), (c.scans, c.verify_waiting));
-    assert_eq!(
-        c.matched_live,
-        c.delivered_live + c.suppressed_live + c.abandoned_live + live,
-        "nothing that matched is lost"
-    );
-    let bytes: usize = core.pending.iter().map(|(_, pending)| pending.bytes).sum();
-    assert_eq!(bytes, core.pending_bytes);
 }

@@ -1,0 +1,87 @@
+//! What must hold of one shard: at any moment, at rest, at the end.
+
+use super::expect::End;
+use super::model::longest_json;
+use super::node::Node;
+use crate::relay::Shard;
+use crate::relay::session::{Phase, Stage};
+
+/// Between two inputs.
+pub fn core(core: &Shard) {
+    let limits = &core.setup.limits;
+    let c = core.counters();
+    let (mut owned, mut verifying) = (0, 0);
+    for (_, session) in &core.sessions {
+        owned += session.subscriptions.len();
+        verifying += session.verify.len();
+        let at_writer = core.pending.iter().filter(|(_, p)| p.connection == session.key).count();
+        let owed = session.outbox.replies_len() + session.verify.len() + at_writer;
+        if matches!(session.phase, Phase::Open | Phase::Draining) {
+            assert_eq!(session.replies_owed as usize, owed, "a slot for each answer");
+        }
+        assert!(session.replies_owed <= limits.replies_max);
+        let served = session.waiting.is_empty() || session.outbox.stream_len() > 0;
+        assert!(served, "nobody waits without a batch to come");
+        // An EOSE an open subscription, a CLOSED one that was ended: each has its place.
+        let places = limits.subscriptions_max as usize;
+        assert!(session.outbox.stream_closed() + session.subscriptions.len() <= places);
+        assert!(session.outbox.stream_len() <= limits.outbox_messages_max as usize + places);
+        // One event always fits; an EOSE or CLOSED has fewer bytes than this.
+        let over = longest_json() + 150 * places;
+        assert!(session.outbox.stream_bytes() <= limits.outbox_bytes_max as usize + over);
+    }
+    assert!(core.live_bytes.get() <= limits.live_bytes_max as usize);
+    let (mut live, mut scans, mut filed) = (0, 0, 0);
+    for (_, subscription) in &core.subscriptions {
+        assert!(subscription.live.len() <= limits.live_queue_events_max as usize);
+        live += subscription.live.len() as u64;
+        filed += subscription.filters.len();
+        scans += u64::from(matches!(subscription.stage, Stage::Scanning | Stage::Paused));
+    }
+    assert_eq!(owned, core.subscriptions.len(), "each subscription has its connection");
+    assert_eq!(filed, core.index.len(), "each filed filter has its subscription");
+    assert_eq!((scans, verifying as u64), (c.scans, c.verify_waiting));
+    assert_eq!(
+        c.matched_live,
+        c.delivered_live + c.suppressed_live + c.abandoned_live + live,
+        "nothing that matched is lost"
+    );
+    let bytes: usize = core.pending.iter().map(|(_, pending)| pending.bytes).sum();
+    assert_eq!(bytes, core.pending_bytes);
+}
+
+/// When all is still.
+pub fn settled(node: &Node) {
+    for (key, socket) in &node.sockets {
+        let session = node.core.sessions.get(key.slot()).expect("a session a socket");
+        if session.phase == Phase::Open {
+            assert_eq!(socket.expect.end, End::Open);
+            socket.expect.check_settled();
+            assert_eq!(session.replies_owed, 0);
+            assert!(socket.unhandled.is_empty() && session.backlog.is_empty());
+        }
+        assert_ne!(session.phase, Phase::Draining, "nothing is left to wait for");
+    }
+}
+
+/// When every connection has ended.
+pub fn empty(node: &Node) {
+    let core = &node.core;
+    assert!(node.sockets.is_empty() && core.sessions.is_empty());
+    assert!(node.scans.is_empty(), "a query ends with its subscription");
+    assert!(core.subscriptions.is_empty() && core.pending.is_empty());
+    assert_eq!((core.index.len(), core.index.keys(), core.pending_bytes), (0, 0, 0));
+    assert_eq!(core.live_bytes.get(), 0, "nobody waits, so nothing is held");
+    let c = core.counters();
+    assert_eq!((c.scans, c.verify_waiting, c.connections, c.subscriptions), (0, 0, 0, 0));
+    let closed = c.closed_by_client
+        + c.closed_http
+        + c.closed_protocol
+        + c.closed_too_long
+        + c.closed_stalled
+        + c.closed_silent
+        + c.closed_timeout
+        + c.closed_shutdown
+        + c.closed_full;
+    assert_eq!(c.accepted, closed, "each connection ends once, for one reason");
+}
