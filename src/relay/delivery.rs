@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::outbox::{Name, Outbox};
+use super::planted::{Bug, planted};
 use super::ports::{Chunk, Query, Sequence};
 use super::session::{ConnectionKey, LiveEvent, Phase, Stage, Subscription};
 use super::shard::{Effect, Now, ScanKey, Shard};
@@ -56,7 +57,10 @@ impl Shard {
             generation,
             filed_at: self.last_sequence,
             stage: if wants_stored { Stage::Scanning } else { Stage::Finishing },
-            filters: self.index.insert(slot, &filters),
+            filters: match wants_stored || !planted(Bug::LimitZeroNotLive) {
+                true => self.index.insert(slot, &filters),
+                false => Box::default(),
+            },
             snapshot: None,
             live_ms: 0,
             stored: VecDeque::new(),
@@ -103,17 +107,23 @@ impl Shard {
             session.outbox.purge_id(id);
         }
         // The room that was theirs is for those who wait, and no batch may come to hand it on.
-        self.pump(key, now);
+        if !planted(Bug::RoomKept) {
+            self.pump(key, now);
+        }
     }
 
     /// Lets one subscription go: index, stored query, queues, unsent frames.
     fn end_subscription(&mut self, slot: u32) {
         let subscription = self.subscriptions.remove(slot as usize);
-        self.index.remove(&subscription.filters);
+        if !planted(Bug::IndexLeak) {
+            self.index.remove(&subscription.filters);
+        }
         if matches!(subscription.stage, Stage::Scanning | Stage::Paused) {
             let key = ScanKey::new(slot, subscription.generation);
             self.counters.scans -= 1;
-            self.effects.push_back(Effect::CancelScan(key));
+            if !planted(Bug::ScanRunsOn) {
+                self.effects.push_back(Effect::CancelScan(key));
+            }
         }
         self.counters.abandoned_live += subscription.live.len() as u64;
         if let Some(session) = self.session(subscription.connection) {
@@ -121,8 +131,10 @@ impl Shard {
             if subscription.is_waiting {
                 session.waiting.retain(|other| *other != slot);
             }
-            let purged = session.outbox.purge(&subscription.name);
-            self.counters.purged_events += purged;
+            if !planted(Bug::CloseLeavesFrames) {
+                let purged = session.outbox.purge(&subscription.name);
+                self.counters.purged_events += purged;
+            }
         }
     }
 
@@ -166,7 +178,8 @@ impl Shard {
     pub(super) fn deliver(&mut self, slot: u32, live: &Rc<LiveEvent>) {
         let limits = &self.setup.limits;
         let subscription = &mut self.subscriptions[slot as usize];
-        if subscription.covers(live.sequence) {
+        let late = planted(Bug::LateListener) && subscription.stage == Stage::Scanning;
+        if late || subscription.covers(live.sequence) {
             self.counters.suppressed_live += 1;
             return;
         }
@@ -188,13 +201,18 @@ impl Shard {
                 self.wait_turn(slot);
             }
         } else {
-            self.counters.abandoned_live += 1;
-            self.end_slow(slot);
+            self.counters.abandoned_live += u64::from(!planted(Bug::LossUncounted));
+            if !planted(Bug::LossUnsaid) {
+                self.end_slow(slot);
+            }
         }
     }
 
     fn end_slow(&mut self, slot: u32) {
         self.counters.subscriptions_slow += 1;
+        if planted(Bug::LagEndsConnection) {
+            return self.remove(self.subscriptions[slot as usize].connection);
+        }
         self.fail_subscription(slot, "error: slow consumer");
     }
 
@@ -207,8 +225,10 @@ impl Shard {
             .filter(|slot| {
                 let subscription = &self.subscriptions[*slot as usize];
                 let oldest = subscription.live.front();
-                let since = oldest.map(|event| event.received_ms.max(subscription.live_ms));
+                let live_ms = subscription.live_ms * u64::from(!planted(Bug::ScanCountsAsWait));
+                let since = oldest.map(|event| event.received_ms.max(live_ms));
                 subscription.stage == Stage::Live
+                    && !planted(Bug::AgeUnbounded)
                     && since.is_some_and(|ms| now.ms.saturating_sub(ms) >= age_max)
             })
             .collect();
@@ -250,7 +270,7 @@ impl Shard {
         let Some(subscription) = self
             .subscriptions
             .get_mut(scan.slot())
-            .filter(|subscription| subscription.generation == scan.generation())
+            .filter(|s| s.generation == scan.generation() || planted(Bug::SliceToStranger))
         else {
             return false;
         };
@@ -273,6 +293,9 @@ impl Shard {
         subscription.stage = if chunk.done { Stage::Finishing } else { Stage::Paused };
         if chunk.done {
             self.counters.scans -= 1;
+            if planted(Bug::SatisfiedNotLive) {
+                self.index.remove(&std::mem::take(&mut subscription.filters));
+            }
         }
         let key = subscription.connection;
         self.wait_turn(slot);
@@ -310,11 +333,13 @@ impl Shard {
             let subscription = &mut self.subscriptions[slot as usize];
             let mut turn = TURN_EVENTS;
             let done = loop {
-                if turn == 0 || !has_room(&session.outbox, &self.deflater) {
+                let full = !has_room(&session.outbox, &self.deflater);
+                if turn == 0 || full && !planted(Bug::PastHighWater) {
                     break false;
                 }
                 turn -= 1;
-                if let Some(json) = subscription.stored.pop_front() {
+                let eose = planted(Bug::EoseFirst) && subscription.stage == Stage::Finishing;
+                if !eose && let Some(json) = subscription.stored.pop_front() {
                     session.push_stored(&subscription.name, json, &mut self.deflater);
                     self.counters.delivered_stored += 1;
                     moved = true;
@@ -325,11 +350,16 @@ impl Shard {
                     Stage::Paused => {
                         subscription.stage = Stage::Scanning;
                         let scan = ScanKey::new(slot, subscription.generation);
-                        self.effects.push_back(Effect::ResumeScan(scan));
+                        if !planted(Bug::ScanStuck) {
+                            self.effects.push_back(Effect::ResumeScan(scan));
+                        }
                         break true;
                     }
                     Stage::Finishing => {
                         session.outbox.push_eose(&subscription.name);
+                        if planted(Bug::EoseTwice) {
+                            session.outbox.push_eose(&subscription.name);
+                        }
                         subscription.stage = Stage::Live;
                         subscription.live_ms = now.ms;
                         subscription.stored = VecDeque::new();

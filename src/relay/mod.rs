@@ -14,6 +14,7 @@ mod delivery;
 mod echo;
 pub mod limits;
 pub mod outbox;
+mod planted;
 pub mod policy;
 pub mod ports;
 mod receive;

@@ -31,6 +31,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::planted::{Bug, planted};
 use crate::nostr::{RelayMessage, SubscriptionId};
 use crate::wire::batch::Batch;
 use crate::wire::frame::{CONTROL_BYTES_MAX, Opcode};
@@ -201,7 +202,8 @@ impl Lanes {
     /// Whether the stream takes another event.
     #[must_use]
     pub fn has_room(&self, messages_max: usize, bytes_max: usize) -> bool {
-        self.stream.len() < messages_max && self.stream_bytes < bytes_max
+        self.stream.len() < messages_max
+            && (self.stream_bytes < bytes_max || planted(Bug::BytesUnbounded))
     }
 
     /// Queues an event of a subscription.
@@ -245,7 +247,8 @@ impl Lanes {
 
     /// Drops the frames of a subscription that wait; returns how many events were among them.
     pub fn purge(&mut self, name: &Rc<Name>) -> u64 {
-        self.purge_if(|other| Rc::ptr_eq(other, name))
+        let by_id = planted(Bug::PurgeById);
+        self.purge_if(|other| Rc::ptr_eq(other, name) || by_id && other.id() == name.id())
     }
 
     /// Drops what waits for any subscription of this id: the CLOSED of one the relay has ended.
@@ -329,11 +332,9 @@ impl Lanes {
         if let Some(raw) = self.raw.take() {
             batch.push_raw(&raw);
         }
-        for pong in std::mem::take(&mut self.pongs) {
-            batch.push_small(Opcode::Pong, &pong);
-        }
-        if std::mem::take(&mut self.ping) {
-            batch.push_small(Opcode::Ping, &[]);
+        let in_line = planted(Bug::PingInLine);
+        if !in_line {
+            self.fill_control(batch);
         }
         while batch.has_room()
             && let Some(reply) = self.replies.pop_front()
@@ -364,6 +365,9 @@ impl Lanes {
                 }
             }
         }
+        if in_line {
+            self.fill_control(batch);
+        }
         self.shrink();
         if self.replies.is_empty()
             && self.stream.is_empty()
@@ -375,6 +379,15 @@ impl Lanes {
             filled.last = true;
         }
         filled
+    }
+
+    fn fill_control(&mut self, batch: &mut Batch) {
+        for pong in std::mem::take(&mut self.pongs) {
+            batch.push_small(Opcode::Pong, &pong);
+        }
+        if std::mem::take(&mut self.ping) {
+            batch.push_small(Opcode::Ping, &[]);
+        }
     }
 
     /// A burst's memory does not stay behind it.

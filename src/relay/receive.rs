@@ -1,6 +1,7 @@
 //! The inbound half of a shard: bytes → request or messages → events to verify → submissions.
 
 use super::outbox::Close;
+use super::planted::{Bug, planted};
 use super::policy;
 use super::ports::{Submission, Ticket};
 use super::session::{CloseReason, ConnectionKey, Phase};
@@ -29,7 +30,9 @@ impl Shard {
     pub fn handle_bytes(&mut self, key: ConnectionKey, bytes: &mut [u8], now: Now) -> Reading {
         let Some(session) = self.session(key) else { return Reading::Gone };
         session.heard_ms = now.ms;
-        session.pinged_ms = None;
+        if !planted(Bug::PongUnheard) {
+            session.pinged_ms = None;
+        }
         match session.phase {
             Phase::Head => {
                 session.backlog.extend_from_slice(bytes);
@@ -248,7 +251,7 @@ impl Shard {
     /// The message gets no answer in the reply lane.
     pub(super) fn release_slot(&mut self, key: ConnectionKey) {
         if let Some(session) = self.session(key) {
-            session.replies_owed -= 1;
+            session.replies_owed -= u32::from(!planted(Bug::SlotKept));
         }
     }
 
@@ -277,6 +280,7 @@ impl Shard {
         loop {
             let full = self.pending.len() >= self.submissions_max
                 || self.pending_bytes >= SUBMISSION_BYTES_MAX;
+            let full = full && !planted(Bug::SubmissionsUnbounded);
             if full || self.verify_round.is_empty() {
                 return false;
             }
@@ -288,7 +292,11 @@ impl Shard {
                 continue;
             };
             session.in_verify_round = false;
-            let Some(candidate) = session.verify.pop_front() else { continue };
+            let next = match planted(Bug::OrderLost) {
+                true => session.verify.pop_back(),
+                false => session.verify.pop_front(),
+            };
+            let Some(candidate) = next else { continue };
             session.verify_bytes -= candidate.event().record().len();
             if session.verify.is_empty() {
                 session.verify.shrink_to(8);
@@ -335,6 +343,12 @@ impl Shard {
         let token = self.pending.insert(pending) as u64;
         if !ephemeral {
             let ticket = Ticket { origin: self.setup.origin, token };
+            if planted(Bug::OkBeforeCommit) {
+                self.reply(
+                    key,
+                    RelayMessage::Ok { id: event.view().id(), accepted: true, text: "" },
+                );
+            }
             self.effects.push_back(Effect::Submit(Submission { event, ticket }));
             return;
         }

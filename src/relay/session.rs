@@ -19,6 +19,7 @@ use super::admission::Standing;
 use super::echo::Echo;
 use super::limits::Limits;
 use super::outbox::{Name, Outbox};
+use super::planted::{Bug, planted};
 use super::ports::Sequence;
 use crate::nostr::{Candidate, Event, SubscriptionId};
 use crate::wire::deflate::{Deflater, WindowBits};
@@ -214,7 +215,8 @@ impl Session {
         if !self.may_echo(limits) {
             return false;
         }
-        self.replies_owed < limits.replies_max && self.verify_bytes < VERIFY_BYTES_MAX
+        (self.replies_owed < limits.replies_max || planted(Bug::ReadsOn))
+            && self.verify_bytes < VERIFY_BYTES_MAX
     }
 
     /// Whether received messages wait to be decoded.
@@ -226,6 +228,7 @@ impl Session {
     /// received is not moved about for one message at a time.
     pub(super) fn may_resume(&self, limits: &Limits) -> bool {
         self.paused
+            && !planted(Bug::ReadsNoMore)
             && self.has_credit(limits)
             && self.replies_owed <= limits.replies_max / 2
             && self.verify_bytes <= VERIFY_BYTES_MAX / 2
@@ -327,6 +330,8 @@ impl Subscription {
 
     /// Whether the stored query has served, or will serve, an event of this sequence number.
     pub(super) fn covers(&self, sequence: Option<Sequence>) -> bool {
-        matches!((sequence, self.snapshot), (Some(at), Some(snapshot)) if at <= snapshot)
+        let reach = u64::from(planted(Bug::Gap));
+        matches!((sequence, self.snapshot), (Some(at), Some(snapshot)) if at <= snapshot + reach)
+            && !planted(Bug::Twice)
     }
 }

@@ -20,6 +20,7 @@ use super::client::Proxies;
 use super::counters::Counters;
 use super::limits::Limits;
 use super::outbox::Close;
+use super::planted::{Bug, planted};
 use super::ports::{CommitBatch, Origin, Query, Sequence, Submission, Ticket, Verdict};
 use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Phase, Session, Subscription,
@@ -274,7 +275,7 @@ impl Shard {
         let owes = session.writing || !session.outbox.is_empty();
         match session.phase {
             Phase::Closing { .. } if owes => session.phase_ms = now.ms,
-            Phase::Open if session.replies_owed > 0 => {
+            Phase::Open if session.replies_owed > 0 && !planted(Bug::EndForgetsAnswers) => {
                 self.take_leave(key, None, now);
             }
             Phase::Draining => {}
@@ -294,7 +295,7 @@ impl Shard {
         // A purge may have made room for subscriptions that wait since the write was asked for.
         self.pump(key, now);
         let Some(session) = self.session(key) else { return false };
-        if session.writing || session.outbox.is_empty() {
+        if session.writing && !planted(Bug::TwoWrites) || session.outbox.is_empty() {
             return false;
         }
         let filled = session.outbox.fill(batch);
@@ -318,7 +319,7 @@ impl Shard {
     /// the kernel takes some for a peer that reads nothing.
     pub fn handle_progress(&mut self, key: ConnectionKey, bytes: usize, now: Now) {
         if let Some(session) = self.session(key) {
-            if session.unacked_bytes == 0 {
+            if session.unacked_bytes == 0 || planted(Bug::SentIsProgress) {
                 session.progress_ms = now.ms;
             }
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -334,9 +335,12 @@ impl Shard {
         let Some(session) = self.session(key) else { return };
         if bytes < session.unacked_bytes {
             session.unacked_bytes = bytes;
-            session.progress_ms = now.ms;
+            if !planted(Bug::SlowClosed) {
+                session.progress_ms = now.ms;
+            }
         } else if session.awaits_peer()
             && now.ms.saturating_sub(session.progress_ms) >= stall_ms_max
+            && !planted(Bug::StalledKept)
         {
             session.reason = CloseReason::Stalled;
             self.remove(key);
@@ -434,7 +438,7 @@ impl Shard {
         };
         hearing.heard += heard;
         hearing.shards_left -= 1;
-        if hearing.shards_left == 0 {
+        if hearing.shards_left == 0 || planted(Bug::HeardTooSoon) {
             self.answer_ephemeral(token);
         }
     }
@@ -467,6 +471,11 @@ impl Shard {
             let live = LiveEvent::new(event.clone(), sequence, now.ms, &self.live_bytes);
             for slot in matched.drain(..) {
                 self.deliver(slot, &live);
+                let waits = |s: &Subscription| !s.live.is_empty();
+                let stuck = self.subscriptions.get(slot as usize).is_some_and(waits);
+                if stuck && planted(Bug::StuckStopsAll) {
+                    break;
+                }
             }
             drop(live);
             self.end_furthest_behind();
@@ -542,7 +551,7 @@ impl Shard {
                 self.remove(key);
             }
             Phase::Open if !session.paused => match session.pinged_ms {
-                Some(at) if late(at, limits.pong_wait_ms_max) => {
+                Some(at) if late(at, limits.pong_wait_ms_max) && !planted(Bug::SilentKept) => {
                     session.reason = CloseReason::Silent;
                     self.remove(key);
                 }
@@ -570,7 +579,8 @@ impl Shard {
     }
 
     pub(super) fn session(&mut self, key: ConnectionKey) -> Option<&mut Session> {
-        self.sessions.get_mut(key.slot()).filter(|session| session.key == key)
+        let stranger = planted(Bug::WordToStranger);
+        self.sessions.get_mut(key.slot()).filter(|session| session.key == key || stranger)
     }
 
     /// The client sends no more: its subscriptions end, its events are answered, then a close with the
@@ -593,6 +603,7 @@ impl Shard {
             || session.writing
             || !session.outbox.is_empty()
             || !session.subscriptions.is_empty();
+        let owed = owed && !planted(Bug::CloseBeforeQueued);
         if session.phase == Phase::Draining && !owed {
             session.enter(Phase::Closing { sent: false }, now.ms);
             let reason = match session.reason {
@@ -609,7 +620,8 @@ impl Shard {
     pub(super) fn reply(&mut self, key: ConnectionKey, message: RelayMessage<'_>) {
         let Some(session) = self.session(key) else { return };
         debug_assert!(session.replies_owed > 0, "an answer without a reserved slot");
-        if matches!(session.phase, Phase::Open | Phase::Draining) {
+        let overflow = planted(Bug::OverflowUnanswered) && session.outbox.replies_len() > 2;
+        if matches!(session.phase, Phase::Open | Phase::Draining) && !overflow {
             session.outbox.push_reply(message);
             self.ask_write(key);
         }

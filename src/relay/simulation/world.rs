@@ -7,10 +7,12 @@ use std::sync::Arc;
 use super::check;
 use super::coverage::{Coverage, Seen};
 use super::expect::NAMES;
+use super::intake::BusMessage;
 use super::model::{Log, NoteIndex, Rng, Trace, note_of};
-use super::node::{BusMessage, Node, Outgoing};
+use super::node::{Node, Outgoing};
 use super::socket::{Farewell, Greeting, Socket, random_message};
 use crate::relay::counters::Counters;
+use crate::relay::planted::{Bug, planted};
 use crate::relay::ports::{CommitBatch, Submission, Verdict};
 use crate::relay::{Accept, ConnectionKey, Limits, Now, Pages, Setup, Shard};
 use crate::wire::frame::Opcode;
@@ -129,6 +131,9 @@ impl World {
     fn step(&mut self) {
         let at = self.rng.below(self.nodes.len());
         let now = self.now;
+        if self.waits_to_send(at) {
+            return;
+        }
         match self.rng.below(100) {
             0..6 => self.connect(at),
             6..26 => self.speak(at),
@@ -154,9 +159,8 @@ impl World {
                     socket.stuck = rng.chance(50);
                 }
             }),
-            95 => self.pass_time(),
-            96 if self.rng.chance(50) => self.bus_held = self.rng.chance(30),
-            96 => self.pass_time(),
+            95..97 if self.rng.chance(75) => self.pass_time(),
+            95..97 => self.bus_held = self.rng.chance(30),
             97 => self.nodes[at].haunt(&mut self.rng, now),
             _ => self.with_socket(at, say_goodbye),
         }
@@ -212,11 +216,9 @@ impl World {
             match outgoing {
                 Outgoing::Submit(submission) => self.submitted.push_back(submission),
                 Outgoing::Publish { token, event } => {
-                    for (to, node) in self.nodes.iter_mut().enumerate() {
-                        if to != at {
-                            let event = event.clone();
-                            node.receive(BusMessage::Ephemeral { from: at, token, event });
-                        }
+                    for to in (0..self.nodes.len()).filter(|to| *to != at) {
+                        let event = event.clone();
+                        self.send(at, to, BusMessage::Ephemeral { from: at, token, event });
                     }
                 }
             }
@@ -227,13 +229,32 @@ impl World {
         if !self.bus_held
             && let Some((to, message)) = self.nodes[at].take_bus(self.now)
         {
+            self.send(at, to, message);
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, message: BusMessage) {
+        match planted(Bug::BusWaits) {
+            true => self.nodes[from].unsent.push_back((to, message)),
+            false => self.nodes[to].receive(message),
+        }
+    }
+
+    /// Whether a shard waits for another one's queue, of one place, and does nothing else.
+    fn waits_to_send(&mut self, at: usize) -> bool {
+        while let Some((to, message)) = self.nodes[at].unsent.pop_front() {
+            if !self.nodes[to].bus.is_empty() {
+                self.nodes[at].unsent.push_front((to, message));
+                return true;
+            }
             self.nodes[to].receive(message);
         }
+        false
     }
 
     fn read_slice(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        if node.from_threads() < self.from_threads_max {
+        if node.waiting_from_threads() < self.from_threads_max {
             node.read_slice(&self.log, &mut self.rng);
         } else if !node.slices.is_empty() {
             self.seen.note(Seen::ReaderWaits);
@@ -246,7 +267,7 @@ impl World {
         if count == 0 {
             return;
         }
-        if self.nodes.iter().any(|node| node.from_threads() >= self.from_threads_max) {
+        if self.nodes.iter().any(|node| node.waiting_from_threads() >= self.from_threads_max) {
             return self.seen.note(Seen::WriterWaits);
         }
         let failed = self.rng.chance(4);
@@ -305,6 +326,9 @@ impl World {
 
     fn settle_node(&mut self, at: usize) -> bool {
         let now = self.now;
+        if self.waits_to_send(at) {
+            return false;
+        }
         let keys: Vec<_> = self.nodes[at].sockets.keys().copied().collect();
         let mut still = true;
         for key in keys {
@@ -324,7 +348,7 @@ impl World {
             }
         }
         let node = &mut self.nodes[at];
-        still &= node.from_threads() == 0 && node.slices.is_empty();
+        still &= node.waiting_from_threads() == 0 && node.slices.is_empty();
         still &= node.bus.is_empty() && node.core.counters().verify_waiting == 0;
         node.take_commit(now);
         self.act(at);
