@@ -1,8 +1,10 @@
 //! Many frames → one write: what filling a batch costs, what writing it costs, and from which size
 //! on a payload is better chained than copied. CPU time of the sending thread, loopback TCP.
 //!
-//! `cargo bench --bench gather`. On loopback the sender's CPU pays for the receiving side of TCP too.
+//! `cargo bench --bench gather [-- sweep]`. On loopback the sender's CPU pays for the receiving side of TCP too.
 
+#[path = "support/ring.rs"]
+mod ring;
 mod support;
 
 use std::hint::black_box;
@@ -16,6 +18,7 @@ use rheostr::nostr::SubscriptionId;
 use rheostr::relay::outbox::{Name, Outbox};
 use rheostr::wire::batch::Batch;
 use rheostr::wire::frame::{Opcode, write_header};
+use ring::{Message, Ring};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use support::Bench;
 
@@ -110,80 +113,102 @@ fn sending(bench: &mut Bench) {
     }
 }
 
-/// One batch of `frames` payloads, both ways; as `wire::batch` builds them, but for the threshold.
-fn copying_and_chaining(bench: &mut Bench) {
+/// One batch of `frames` payloads, both ways, by `sendmsg(2)` and on the ring; as `wire::batch` builds
+/// them, but for the threshold. The four ways of a payload size are measured in turn.
+fn copying_and_chaining() {
     let stream = connection();
-    let mut table = Vec::new();
-    for payload in [256, 512, 768, 1_024, 1_536, 2_048, 4_096, 8_192, 16_384, 65_536] {
-        let frames = (BATCH_BYTES / payload).clamp(1, 16);
+    let mut ring = Ring::new();
+    println!(
+        "payload  frames | sendmsg: copied ns  chained ns  ratio | ring: copied ns  chained ns  ratio"
+    );
+    for payload in [256, 512, 768, 1_024, 1_536, 2_048, 3_072, 4_096, 8_192, 16_384, 65_536] {
+        let frames = (SWEEP_BYTES / payload).clamp(1, 16);
         // Events lie apart in memory, and more of them than the nearest cache holds.
         let events: Vec<_> = (0..4 * frames).map(|_| Bytes::from(vec![b'x'; payload])).collect();
-        let mut scratch = Vec::new();
-        let mut turn = 0;
-        let names = ["copy", "chain", "batch"].map(|what| format!("{what} {frames} x {payload}"));
-        bench.measure(&names[0], frames, || {
-            turn = (turn + 1) % 4;
-            scratch.clear();
-            for event in &events[turn * frames..][..frames] {
-                write_header(&mut scratch, Opcode::Text, PREFIX.len() + payload + 1);
-                scratch.extend_from_slice(PREFIX);
-                scratch.extend_from_slice(event);
-                scratch.push(b']');
-            }
-            send_all(&stream, &mut [IoSlice::new(&scratch)]);
-        });
-        bench.measure(&names[1], frames, || {
-            turn = (turn + 1) % 4;
-            scratch.clear();
-            let mut ends = Vec::with_capacity(frames);
-            for _ in 0..frames {
-                // As in a batch: one piece holds the `]` of a frame and the header of the next.
-                if !scratch.is_empty() {
-                    scratch.push(b']');
+        let mut taken = [const { Vec::new() }; 4];
+        for turn in 0..SWEEP_TURNS {
+            for (way, taken) in taken.iter_mut().enumerate() {
+                let start = support::cpu_ns();
+                for pass in 0..SWEEP_PASSES {
+                    let events = &events[(turn + pass) % 4 * frames..][..frames];
+                    let mut send = |slices: &mut [IoSlice<'_>]| {
+                        if way < 2 {
+                            send_all(&stream, slices);
+                        } else {
+                            ring.send(&mut [Message { socket: stream.as_fd(), slices }]);
+                        }
+                    };
+                    if way % 2 == 0 {
+                        copied(events, &mut send);
+                    } else {
+                        chained(events, &mut send);
+                    }
                 }
-                write_header(&mut scratch, Opcode::Text, PREFIX.len() + payload + 1);
-                scratch.extend_from_slice(PREFIX);
-                ends.push(scratch.len());
+                taken.push((support::cpu_ns() - start) as f64 / (SWEEP_PASSES * frames) as f64);
             }
-            let shared = events[turn * frames..][..frames].to_vec();
-            let mut slices = Vec::with_capacity(2 * frames + 1);
-            let mut from = 0;
-            for (to, event) in ends.iter().zip(&shared) {
-                slices.extend([IoSlice::new(&scratch[from..*to]), IoSlice::new(event)]);
-                from = *to;
-            }
-            slices.push(IoSlice::new(b"]"));
-            send_all(&stream, &mut slices);
-        });
-        let mut batch = Batch::default();
-        bench.measure(&names[2], frames, || {
-            turn = (turn + 1) % 4;
-            batch.clear();
-            for event in &events[turn * frames..][..frames] {
-                batch.push_frame(Opcode::Text, PREFIX, event, b"]");
-            }
-            send_batch(&stream, &batch);
-        });
-        let [Some(copy), Some(chain), Some(batch)] = names.map(|name| bench.best(&name)) else {
-            continue;
+        }
+        let ratio = |chained: usize| {
+            let ratios = taken[chained].iter().zip(&taken[chained - 1]).map(|(a, b)| a / b);
+            median(ratios.collect())
         };
-        table.push((payload, frames, copy, chain, batch));
-    }
-    println!("payload  frames  copy ns  chain ns  batch ns  chain/copy");
-    for (payload, frames, copy, chain, batch) in table {
-        let ratio = chain / copy;
+        let ratios = [ratio(1), ratio(3)];
+        let [a, b, c, d] = taken.map(median);
+        let [on_sendmsg, on_ring] = ratios;
         println!(
-            "{payload:>7}  {frames:>6}  {copy:>7.0}  {chain:>8.0}  {batch:>8.0}  {ratio:>10.2}"
+            "{payload:>7}  {frames:>6} | {a:>18.0} {b:>11.0} {on_sendmsg:>6.2} | {c:>15.0} {d:>11.0} {on_ring:>6.2}"
         );
     }
 }
 
-/// As much as one batch takes.
-const BATCH_BYTES: usize = 128 << 10;
+/// Bytes of one batch of the sweep, about; its turns, and the batches of one sample.
+const SWEEP_BYTES: usize = 64 << 10;
+const SWEEP_TURNS: usize = 41;
+const SWEEP_PASSES: usize = 40;
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn copied(events: &[Bytes], send: &mut impl FnMut(&mut [IoSlice<'_>])) {
+    let mut scratch = Vec::with_capacity(2 * SWEEP_BYTES);
+    for event in events {
+        write_header(&mut scratch, Opcode::Text, PREFIX.len() + event.len() + 1);
+        scratch.extend_from_slice(PREFIX);
+        scratch.extend_from_slice(event);
+        scratch.push(b']');
+    }
+    send(&mut [IoSlice::new(&scratch)]);
+}
+
+fn chained(events: &[Bytes], send: &mut impl FnMut(&mut [IoSlice<'_>])) {
+    let mut scratch = Vec::with_capacity(2 * SWEEP_BYTES);
+    let mut ends = Vec::with_capacity(events.len());
+    for event in events {
+        // As in a batch: one piece holds the `]` of a frame and the header of the next.
+        if !scratch.is_empty() {
+            scratch.push(b']');
+        }
+        write_header(&mut scratch, Opcode::Text, PREFIX.len() + event.len() + 1);
+        scratch.extend_from_slice(PREFIX);
+        ends.push(scratch.len());
+    }
+    let shared = events.to_vec();
+    let mut slices = Vec::with_capacity(2 * events.len() + 1);
+    let mut from = 0;
+    for (to, event) in ends.iter().zip(&shared) {
+        slices.extend([IoSlice::new(&scratch[from..*to]), IoSlice::new(event)]);
+        from = *to;
+    }
+    slices.push(IoSlice::new(b"]"));
+    send(&mut slices);
+}
 
 fn main() {
-    let mut bench = Bench::new(40);
-    filling(&mut bench);
-    sending(&mut bench);
-    copying_and_chaining(&mut bench);
+    if !std::env::args().any(|argument| argument == "sweep") {
+        let mut bench = Bench::new(40);
+        filling(&mut bench);
+        sending(&mut bench);
+    }
+    copying_and_chaining();
 }
