@@ -64,8 +64,9 @@
 //!   filter's limit leaves out of that slice would else be neither stored nor live.
 //! - Shards share one table behind locks: connections by client address (`driver::places`). It is
 //!   touched when a connection comes and when it goes, and a cap kept by each shard would be no cap.
-//! - A connection has no standing writer task: one is spawned when something waits and ends when the
-//!   outbox is empty. That is one task instead of two for an idle connection.
+//! - A connection has no standing writer task: the tick begins every write, and one is spawned where a
+//!   socket takes less than it is given, until the outbox is empty. That is one task instead of two for
+//!   an idle connection, and none for a write that ends at once.
 
 pub mod cli;
 pub mod config;

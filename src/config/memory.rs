@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Config;
 use crate::relay::Accept;
-use crate::relay::outbox::PONGS_BYTES_MAX;
+use crate::relay::outbox::{BATCH_BYTES_MAX, PONGS_BYTES_MAX};
 use crate::relay::session::VERIFY_BYTES_MAX;
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 use crate::relay::{DEFLATER_BYTES_MAX, WINDOW_BYTES};
@@ -43,8 +43,8 @@ const CONNECTION_BYTES: u64 = 1_024;
 /// A client's entry in the table of addresses, which may be at most half full after it has grown, and
 /// the connection's place in it.
 const ADDRESS_BYTES: u64 = 96;
-/// Keys, dedupe and scratch of one shard.
-const SHARD_BYTES: u64 = 4 << 20;
+/// Keys, dedupe and scratch of one shard, and 16 MiB of empty batches.
+const SHARD_BYTES: u64 = 20 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.
 const READER_BYTES: u64 = 2 << 20;
 
@@ -84,6 +84,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("window", window),
             ("events to verify", bytes(VERIFY_BYTES_MAX) + message),
             ("outbox", limits.outbox_bytes_max.into()),
+            ("batch", bytes(BATCH_BYTES_MAX) + message),
             ("pongs", bytes(PONGS_BYTES_MAX)),
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", u64::from(limits.subscriptions_max) * subscription),

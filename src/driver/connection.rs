@@ -1,11 +1,12 @@
-//! One socket: a reader task for its whole life, a writer task while something waits for it.
+//! One socket: a reader task for its whole life, a writer task while it takes less than it is given.
 //!
-//! Only these two touch the socket. The reader ends when the shard has let the connection go; the
-//! writer when the outbox is empty. The socket closes with the last of the references they and the
-//! shard's table hold, and takes its place in the load count with it.
+//! The tick begins the writes; one of which the socket did not take all at once goes on in a task. The
+//! reader ends when the shard has let the connection go; the writer when the outbox is empty. The socket
+//! closes with the last of the references they, a write in flight and the shard's table hold, and takes
+//! its place in the load count with it.
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::task::{Poll, Waker};
 
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 
-use super::backend::{Backend, Socket};
+use super::backend::{Backend, Sent, Socket};
 use super::places::Place;
 use super::shard_loop::ShardLoop;
 use crate::relay::{ConnectionKey, Reading};
@@ -145,31 +146,41 @@ fn read_once<B: Backend>(
     }
 }
 
-/// Writes until the outbox is empty: one batch at a time, each taken when the one before has left.
-pub(super) async fn write<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>) {
+/// Goes on with a write of which the socket did not take all at once, until the outbox is empty: one
+/// batch at a time, each taken when the one before has left.
+pub(super) async fn write<B: Backend>(
+    connection: Rc<Connection<B>>,
+    shard: Rc<ShardLoop<B>>,
+    begun: impl Future<Output = Sent>,
+) {
     let key = connection.key;
-    let mut batch = shard.take_batch();
-    while shard.with(|core, now| core.fill(key, &mut batch, now)) {
-        shard.nudge();
-        while batch.left() > 0 {
-            let (sent, returned) = connection.socket.send(batch).await;
-            batch = returned;
-            match sent {
-                Ok(count) if count > 0 => {
-                    batch.advance(count);
-                    shard.with(|core, now| core.handle_progress(key, count, now));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => {
-                    shard.with(|core, _| core.handle_broken(key));
-                    shard.nudge();
-                    return;
-                }
+    let (mut sent, mut batch) = begun.await;
+    loop {
+        match sent {
+            Ok(count) if count > 0 => {
+                batch.advance(count);
+                shard.with(|core, now| core.handle_progress(key, count, now));
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) => {}
+            Ok(_) | Err(_) => {
+                shard.with(|core, _| core.handle_broken(key));
+                shard.nudge();
+                return;
             }
         }
-        batch.clear();
-        shard.with(|core, now| core.handle_written(key, now));
+        if batch.left() == 0 {
+            batch.clear();
+            let more = shard
+                .with(|core, now| core.handle_written(key, now) && core.fill(key, &mut batch, now));
+            shard.nudge();
+            if !more {
+                return shard.return_batch(batch);
+            }
+        }
+        (sent, batch) = connection.socket.send(batch).await;
     }
-    shard.nudge();
-    shard.return_batch(batch);
 }

@@ -1,24 +1,28 @@
 //! One shard: its core, its tasks, its tick.
 //!
-//! Owner: one pinned thread. Tasks: a reader per connection, a writer per connection with something to
-//! send, the listener, the timer, and the tick. A reader that brought something nudges the tick, which
+//! Owner: one pinned thread. Tasks: a reader per connection, a writer per connection whose socket is
+//! full, the listener, the timer, and the tick. A reader that brought something nudges the tick, which
 //! runs after the tasks that are ready now: it drains the bus, verifies a bounded number of events and
 //! carries out what the core decided. A connection is flushed once a tick however much was queued for
-//! it, so batching emerges from load and never from a timer.
+//! it, so batching emerges from load and never from a timer. The writes of a tick are begun together and
+//! looked at together when the kernel has had its turn; nearly all are done by then, without a task.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rustix::net::Shutdown;
 use socket2::SockRef;
 
-use super::backend::Backend;
+use super::backend::{Backend, Socket};
 use super::bus::{Address, FromShard, FromThread, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
@@ -37,9 +41,9 @@ const VERIFY_PER_TICK: usize = 4;
 /// Messages of threads (commits, slices) taken in one tick.
 const FROM_THREADS_PER_TICK: usize = 8;
 
-/// Live events put before subscriptions in one tick, about: some 1 ms. Fewer make smaller batches (at
-/// 2,048, ten frames a write with 200 listeners) and cost half as much again a delivery.
-const DELIVERIES_PER_TICK: u64 = 8192;
+/// Live events put before subscriptions in one tick, about: one to two ms. Fewer make smaller batches
+/// with many listeners; more would fill the outboxes of a few hundred.
+const DELIVERIES_PER_TICK: u64 = 16_384;
 
 /// Messages of other shards taken in one tick.
 const FROM_SHARDS_PER_TICK: usize = 256;
@@ -53,9 +57,9 @@ const TIMER_INTERVAL: Duration = Duration::from_millis(250);
 /// Cancelled queries that may wait for a reader beside as many that are wanted.
 const CANCELLED_SLICES_MAX: usize = 256;
 
-/// Empty batches kept for the next writers, and the most bytes one of them may hold.
-const BATCHES_KEPT_MAX: usize = 64;
-const BATCH_KEPT_BYTES_MAX: usize = 256 << 10;
+/// Empty batches kept for the next writes, and the most bytes they may hold together.
+const BATCHES_KEPT_MAX: usize = 1024;
+const BATCHES_KEPT_BYTES_MAX: usize = 16 << 20;
 
 /// Called with a shard's counters a few times a second.
 pub type Observe = Box<dyn Fn(&Counters) + Send>;
@@ -75,6 +79,9 @@ pub struct Parts {
     pub(super) read: ReadersHandle,
     pub(super) observe: Observe,
 }
+
+/// A write that was begun, and whose it is.
+type Begun<B> = (Rc<Connection<B>>, <<B as Backend>::Socket as Socket>::Sending);
 
 /// See the module.
 pub struct ShardLoop<B: Backend> {
@@ -100,6 +107,10 @@ pub struct ShardLoop<B: Backend> {
         reason = "a batch travels boxed; keeping the box saves its allocation"
     )]
     batches: RefCell<Vec<Box<Batch>>>,
+    /// What they hold, at most [`BATCHES_KEPT_BYTES_MAX`].
+    batches_bytes: Cell<usize>,
+    /// Writes begun since the kernel last had its turn; at most one a connection.
+    begun: RefCell<Vec<Begun<B>>>,
     store: Store,
     submit: WriterHandle,
     read: ReadersHandle,
@@ -133,6 +144,8 @@ impl<B: Backend> ShardLoop<B> {
             slices: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES]),
             batches: RefCell::default(),
+            batches_bytes: Cell::default(),
+            begun: RefCell::default(),
             store: parts.store,
             submit: parts.submit,
             read: parts.read,
@@ -147,8 +160,9 @@ impl<B: Backend> ShardLoop<B> {
         ready();
         loop {
             shard.mailbox.wait().await;
-            while shard.tick() {
+            while shard.tick() || shard.has_begun_writes() {
                 B::breathe().await;
+                shard.end_writes();
             }
             if shard.core.borrow().is_done() {
                 shard.observe();
@@ -321,6 +335,7 @@ impl<B: Backend> ShardLoop<B> {
 
     /// Carries out what the core decided.
     fn act(self: &Rc<Self>) {
+        let now = clock::now();
         loop {
             let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
             match effect {
@@ -332,7 +347,7 @@ impl<B: Backend> ShardLoop<B> {
                 Effect::Admit(key, client) => self.admit(key, client),
                 Effect::Write(key) => {
                     if let Some(connection) = self.connection(key) {
-                        B::spawn_local(connection::write(connection, self.clone()));
+                        self.begin_write(connection, now);
                     }
                 }
                 Effect::ResumeRead(key) => {
@@ -349,6 +364,53 @@ impl<B: Backend> ShardLoop<B> {
                 Effect::Release { key, reset } => self.release(key, reset),
             }
         }
+    }
+
+    /// Begins to write what waits for a connection, if anything does.
+    fn begin_write(&self, connection: Rc<Connection<B>>, now: Now) {
+        let mut batch = self.take_batch();
+        if self.core.borrow_mut().fill(connection.key, &mut batch, now) {
+            let sending = connection.socket.begin_send(batch);
+            self.begun.borrow_mut().push((connection, sending));
+        } else {
+            self.return_batch(batch);
+        }
+    }
+
+    fn has_begun_writes(&self) -> bool {
+        !self.begun.borrow().is_empty()
+    }
+
+    /// Looks at the writes that were begun. Where a socket did not take all, a task goes on; where more
+    /// has come to wait, the next write begins.
+    fn end_writes(self: &Rc<Self>) {
+        let now = clock::now();
+        let mut ended = self.begun.take();
+        for (connection, mut sending) in ended.drain(..) {
+            let polled = Pin::new(&mut sending).poll(&mut Context::from_waker(Waker::noop()));
+            match polled {
+                Poll::Ready((Ok(count), batch)) if count == batch.left() => {
+                    self.return_batch(batch);
+                    let mut core = self.core.borrow_mut();
+                    core.handle_progress(connection.key, count, now);
+                    let more = core.handle_written(connection.key, now);
+                    drop(core);
+                    if more {
+                        self.begin_write(connection, now);
+                    }
+                }
+                Poll::Ready(sent) => {
+                    let begun = std::future::ready(sent);
+                    B::spawn_local(connection::write(connection, self.clone(), begun));
+                }
+                Poll::Pending => {
+                    B::spawn_local(connection::write(connection, self.clone(), sending));
+                }
+            }
+        }
+        let mut begun = self.begun.borrow_mut();
+        ended.append(&mut begun);
+        *begun = ended;
     }
 
     fn ask_unacked(&self, key: ConnectionKey) {
@@ -447,12 +509,16 @@ impl<B: Backend> ShardLoop<B> {
     }
 
     pub(super) fn take_batch(&self) -> Box<Batch> {
-        self.batches.borrow_mut().pop().unwrap_or_default()
+        let batch = self.batches.borrow_mut().pop().unwrap_or_default();
+        self.batches_bytes.set(self.batches_bytes.get() - batch.held_bytes());
+        batch
     }
 
     pub(super) fn return_batch(&self, mut batch: Box<Batch>) {
         let mut batches = self.batches.borrow_mut();
-        if batches.len() < BATCHES_KEPT_MAX && batch.held_bytes() <= BATCH_KEPT_BYTES_MAX {
+        let kept_bytes = self.batches_bytes.get() + batch.held_bytes();
+        if batches.len() < BATCHES_KEPT_MAX && kept_bytes <= BATCHES_KEPT_BYTES_MAX {
+            self.batches_bytes.set(kept_bytes);
             batch.clear();
             batches.push(batch);
         }

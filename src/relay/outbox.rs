@@ -33,6 +33,8 @@ use bytes::Bytes;
 
 use super::planted::{Bug, planted};
 use crate::nostr::{RelayMessage, SubscriptionId};
+/// What a batch takes from here at a time.
+pub use crate::wire::batch::BATCH_BYTES_MAX;
 use crate::wire::batch::Batch;
 use crate::wire::frame::{CONTROL_BYTES_MAX, Opcode};
 
@@ -368,7 +370,6 @@ impl Lanes {
         if in_line {
             self.fill_control(batch);
         }
-        self.shrink();
         if self.replies.is_empty()
             && self.stream.is_empty()
             && let Some(end) = self.end.take()
@@ -389,25 +390,12 @@ impl Lanes {
             batch.push_small(Opcode::Ping, &[]);
         }
     }
-
-    /// A burst's memory does not stay behind it.
-    fn shrink(&mut self) {
-        if self.replies.is_empty() && self.replies.capacity() > QUEUE_KEPT_MAX {
-            self.replies = VecDeque::new();
-        }
-        if self.stream.is_empty() && self.stream.capacity() > QUEUE_KEPT_MAX {
-            self.stream = VecDeque::new();
-        }
-    }
 }
 
 /// Most pongs that wait for one socket.
 pub const PONGS_MAX: usize = 16;
 /// Most bytes of their payloads.
 pub const PONGS_BYTES_MAX: usize = PONGS_MAX * CONTROL_BYTES_MAX;
-
-/// An empty queue with room for more than this is given back.
-const QUEUE_KEPT_MAX: usize = 4;
 
 impl Body {
     fn is_event(&self) -> bool {

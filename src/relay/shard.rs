@@ -347,12 +347,13 @@ impl Shard {
         }
     }
 
-    /// Notes that the socket took the whole batch.
-    pub fn handle_written(&mut self, key: ConnectionKey, now: Now) {
-        let Some(session) = self.session(key) else { return };
+    /// Notes that the socket took the whole batch; whether there is more to [`fill`](Self::fill) the next
+    /// with.
+    pub fn handle_written(&mut self, key: ConnectionKey, now: Now) -> bool {
+        let Some(session) = self.session(key) else { return false };
         session.writing = false;
         if !session.outbox.is_empty() {
-            return;
+            return true;
         }
         let finished = matches!(session.phase, Phase::Closing { sent: true });
         let peer_done = session.peer_done;
@@ -363,6 +364,7 @@ impl Shard {
         } else {
             self.finish_draining(key, now);
         }
+        false
     }
 
     /// Takes one durable commit: answers this shard's submissions, delivers to its subscriptions.

@@ -3,7 +3,7 @@
 //! Unsafe here: registering a file descriptor, whose owner must keep it open.
 #![allow(unsafe_code)]
 
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Backend, Socket, send_now};
+use super::{Backend, Sent, Socket, send_now};
 use crate::wire::batch::Batch;
 
 /// See the module.
@@ -66,7 +66,13 @@ impl Socket for EpollSocket {
         self.0.try_io(Interest::READABLE, |fd| read(fd.as_fd()))
     }
 
-    async fn send(&self, batch: Box<Batch>) -> (io::Result<usize>, Box<Batch>) {
+    type Sending = Ready<Sent>;
+
+    fn begin_send(&self, batch: Box<Batch>) -> Self::Sending {
+        ready((send_now(self.as_fd(), &batch), batch))
+    }
+
+    async fn send(&self, batch: Box<Batch>) -> Sent {
         let sent = self.0.async_io(Interest::WRITABLE, |fd| send_now(fd.as_fd(), &batch)).await;
         (sent, batch)
     }

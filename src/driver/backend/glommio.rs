@@ -17,7 +17,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::{Future, Ready, poll_fn, ready};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
@@ -28,7 +28,7 @@ use glommio::net::TcpStream;
 use glommio::{LocalExecutorBuilder, Placement};
 use rustix::io::Errno;
 
-use super::{Backend, Socket, send_now};
+use super::{Backend, Sent, Socket, send_now};
 use crate::wire::batch::Batch;
 
 /// See the module.
@@ -162,7 +162,13 @@ impl Socket for GlommioSocket {
         read(self.as_fd())
     }
 
-    async fn send(&self, batch: Box<Batch>) -> (io::Result<usize>, Box<Batch>) {
+    type Sending = Ready<Sent>;
+
+    fn begin_send(&self, batch: Box<Batch>) -> Self::Sending {
+        ready((send_now(self.as_fd(), &batch), batch))
+    }
+
+    async fn send(&self, batch: Box<Batch>) -> Sent {
         let sent = match (send_now(self.as_fd(), &batch), self) {
             (Err(error), Self::Stream(stream)) if error.kind() == io::ErrorKind::WouldBlock => {
                 send_when_writable(&stream.owner, &batch).await

@@ -4,7 +4,8 @@
 //! reads it without blocking into the shard's one scratch buffer. An idle connection thus owns no
 //! buffer, and no read is ever in flight that a dropped task could leave behind.
 //!
-//! Writing hands the batch over and gets it back: the kernel may hold its memory meanwhile.
+//! Writing hands the batch over and gets it back: the kernel may hold its memory meanwhile. It is begun
+//! for all sockets of a tick before any of it is waited for, so that a ring needs one submit.
 
 pub mod epoll;
 #[cfg(feature = "glommio")]
@@ -54,6 +55,9 @@ pub trait Backend: 'static {
     fn socket(fd: OwnedFd) -> io::Result<Self::Socket>;
 }
 
+/// The bytes a socket took of a batch, for [`Batch::advance`], and the batch.
+pub type Sent = (io::Result<usize>, Box<Batch>);
+
 /// A socket under a backend. Dropping the last reference closes it.
 pub trait Socket: AsFd + 'static {
     /// Ends when there may be something to read or accept, or the socket is shut. Must not be
@@ -66,9 +70,16 @@ pub trait Socket: AsFd + 'static {
     /// What `read` returned.
     fn try_read<R>(&self, read: impl FnMut(BorrowedFd<'_>) -> io::Result<R>) -> io::Result<R>;
 
-    /// Writes as much of the batch as the socket takes at once, waiting until it takes some. The
-    /// count is for [`Batch::advance`].
-    fn send(&self, batch: Box<Batch>) -> impl Future<Output = (io::Result<usize>, Box<Batch>)>;
+    /// A write that has been begun. `WouldBlock` when the socket takes nothing now and nothing waits
+    /// for it: [`send`](Self::send) does.
+    type Sending: Future<Output = Sent> + Unpin + 'static;
+
+    /// Begins to write as much of the batch as the socket takes at once. Where the socket has room,
+    /// that is done after the next [`Backend::breathe`].
+    fn begin_send(&self, batch: Box<Batch>) -> Self::Sending;
+
+    /// Writes as much of the batch as the socket takes at once, waiting until it takes some.
+    fn send(&self, batch: Box<Batch>) -> impl Future<Output = Sent>;
 }
 
 /// One `sendmsg(2)` that does not wait; a peer that is gone is an error, not a signal.

@@ -1,5 +1,5 @@
-//! tokio-uring: readiness by `POLL_ADD`, writes by `SENDMSG`, one `io_uring_enter` a tick for all
-//! sockets.
+//! tokio-uring: readiness by `POLL_ADD`, writes by `SEND`, or `SENDMSG` where a batch has several
+//! pieces, one `io_uring_enter` a tick for all sockets.
 //!
 //! Both operations go through the crate's public one-shot door. What an operation's memory is made of
 //! travels in its stable data, which the driver keeps until the kernel is done with it, also when the
@@ -11,14 +11,14 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use io_uring::{cqueue, opcode, types};
-use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
+use io_uring::{cqueue, opcode, squeue, types};
+use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
-use super::{Backend, Socket};
+use super::{Backend, Sent, Socket};
 use crate::wire::batch::Batch;
 
 /// See the module.
@@ -98,10 +98,15 @@ impl Socket for RingSocket {
         read(self.0.as_fd())
     }
 
-    async fn send(&self, batch: Box<Batch>) -> (io::Result<usize>, Box<Batch>) {
-        let sending = Sending::new(self.0.clone(), batch);
-        let entry = sending.entry(self.0.as_raw_fd());
-        UnsubmittedOneshot::new(sending, Sent, entry).submit().await
+    type Sending = InFlightOneshot<Sending, Taken>;
+
+    fn begin_send(&self, batch: Box<Batch>) -> Self::Sending {
+        let (sending, entry) = Sending::new(self.0.clone(), batch);
+        UnsubmittedOneshot::new(sending, Taken, entry).submit()
+    }
+
+    async fn send(&self, batch: Box<Batch>) -> Sent {
+        self.begin_send(batch).await
     }
 }
 
@@ -121,44 +126,56 @@ impl OneshotOutputTransform for Polled {
     }
 }
 
-/// A `SENDMSG` in flight: everything the kernel reads, at addresses that do not move.
-struct Sending {
+/// A write in flight: everything the kernel reads, at addresses that do not move.
+pub struct Sending {
     _socket: Rc<OwnedFd>,
+    /// What the kernel reads lies in its buffers, which nobody touches until the operation is done.
     batch: Box<Batch>,
-    /// Points into the buffers of `batch`, which nobody touches until the operation is done.
-    _slices: Vec<libc::iovec>,
-    /// Points at `_slices`.
-    header: Box<libc::msghdr>,
+    /// Where that is, when it is in several pieces.
+    _gather: Option<Box<Gather>>,
+}
+
+/// A message header and the list it points at; that points into the batch.
+struct Gather {
+    header: libc::msghdr,
+    slices: Vec<libc::iovec>,
 }
 
 impl Sending {
-    fn new(socket: Rc<OwnedFd>, batch: Box<Batch>) -> Self {
-        let mut slices: Vec<libc::iovec> = batch
-            .unwritten()
-            .map(|bytes| libc::iovec {
-                iov_base: bytes.as_ptr().cast_mut().cast(),
-                iov_len: bytes.len(),
-            })
-            .collect();
-        // SAFETY: all-zero is a valid `msghdr`: null pointers and zero lengths.
-        let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
-        header.msg_iov = slices.as_mut_ptr();
-        header.msg_iovlen = slices.len() as _;
-        Self { _socket: socket, batch, _slices: slices, header }
-    }
-
-    fn entry(&self, fd: RawFd) -> io_uring::squeue::Entry {
+    /// The write of what is unwritten, and how the ring is told of it.
+    fn new(socket: Rc<OwnedFd>, batch: Box<Batch>) -> (Self, squeue::Entry) {
         // No MSG_WAITALL: it would hide from the deadline that a slow peer does take bytes.
-        opcode::SendMsg::new(types::Fd(fd), &raw const *self.header)
-            .flags(libc::MSG_NOSIGNAL as u32)
-            .build()
+        const FLAGS: i32 = libc::MSG_NOSIGNAL;
+        let fd = types::Fd(socket.as_raw_fd());
+        let mut pieces = batch.unwritten();
+        let only = pieces.next().filter(|_| pieces.next().is_none());
+        let only = only.map(|bytes| (bytes.as_ptr(), bytes.len()));
+        drop(pieces);
+        if let Some((start, len)) = only {
+            // What is longer goes on with the next write.
+            let len = u32::try_from(len).unwrap_or(u32::MAX);
+            let entry = opcode::Send::new(fd, start, len).flags(FLAGS).build();
+            return (Self { _socket: socket, batch, _gather: None }, entry);
+        }
+        let slices = batch.unwritten().map(|bytes| libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        });
+        // SAFETY: all-zero is a valid `msghdr`: null pointers and zero lengths.
+        let header: libc::msghdr = unsafe { std::mem::zeroed() };
+        let mut gather = Box::new(Gather { header, slices: slices.collect() });
+        gather.header.msg_iov = gather.slices.as_mut_ptr();
+        gather.header.msg_iovlen = gather.slices.len() as _;
+        let entry = opcode::SendMsg::new(fd, &raw const gather.header).flags(FLAGS as u32).build();
+        (Self { _socket: socket, batch, _gather: Some(gather) }, entry)
     }
 }
 
-struct Sent;
+/// Gives the batch back with the count.
+pub struct Taken;
 
-impl OneshotOutputTransform for Sent {
-    type Output = (io::Result<usize>, Box<Batch>);
+impl OneshotOutputTransform for Taken {
+    type Output = Sent;
     type StoredData = Sending;
 
     fn transform_oneshot_output(self, sending: Sending, entry: cqueue::Entry) -> Self::Output {

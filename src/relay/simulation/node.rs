@@ -204,8 +204,9 @@ impl Node {
             return self.seen.note(Seen::SendPartial);
         }
         self.socket(key).batch = None;
-        self.core.handle_written(key, now);
-        self.fill(key, now);
+        if self.core.handle_written(key, now) {
+            self.fill(key, now);
+        }
     }
 
     /// The client's kernel acknowledges up to `count` bytes.
@@ -510,7 +511,7 @@ impl Node {
                 self.core.handle_progress(key, 7, now);
                 self.core.handle_unacked(key, 0, now);
             }
-            5 => self.core.handle_written(key, now),
+            5 => assert!(!self.core.handle_written(key, now)),
             _ => assert!(!self.core.fill(key, &mut Batch::default(), now)),
         }
     }
