@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::subscribe;
 use crate::support::raw::Raw;
-use crate::support::{Author, Draft, Event, Filter, Launch, alone, client, now};
+use crate::support::{Author, Draft, Event, Filter, Launch, alone, client, now, wait_until};
 
 on_every_backend!(what_a_slow_reader_gets_is_byte_for_byte_what_was_published);
 
@@ -55,8 +55,9 @@ fn what_a_slow_reader_gets_is_byte_for_byte_what_was_published(backend: &str) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    let counts = server.conserved();
-    assert_eq!(counts.delivered(), events.len() as u64);
+    // The counts are told a few times a second.
+    wait_until("all are counted", || server.counts().delivered() == events.len() as u64);
+    server.conserved();
     let end = client::req("end", &[Filter::nothing()]);
     reader.text(&end);
     assert_eq!(reader.next(), crate::support::raw::Seen::Text(r#"["EOSE","end"]"#.into()));
