@@ -284,6 +284,8 @@ impl<B: Backend> ShardLoop<B> {
         let Some((arrival, place)) = self.receive(peer) else {
             return self.core.borrow_mut().handle_unheard();
         };
+        // The core reuses the slot of a connection it has let go; its release must not come after.
+        self.act();
         let key = self.with(|core, now| core.handle_accept(peer, arrival, now));
         let (resume, place) = (Resume::default(), Cell::new(place));
         let connection = Rc::new(Connection { key, socket, resume, _load: load, place });
@@ -291,7 +293,9 @@ impl<B: Backend> ShardLoop<B> {
         if connections.len() <= key.slot() {
             connections.resize_with(key.slot() + 1, || None);
         }
-        connections[key.slot()] = Some(connection.clone());
+        let before = connections[key.slot()].replace(connection.clone());
+        assert!(before.is_none(), "a slot is released before it is used again");
+        drop(connections);
         B::spawn_local(connection::read(connection, self.clone()));
         self.nudge();
     }

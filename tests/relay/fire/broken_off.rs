@@ -11,6 +11,7 @@ use crate::support::{Author, Draft, Filter, Launch, Server, alone, client, long}
 use crate::support::{now, raise_file_limit, wait_until};
 
 on_every_backend!(aborted_connections_leave_nothing);
+on_every_backend!(silent_connections_are_let_go_while_others_come);
 
 /// Threads that connect, subscribe and break off; each has one connection at a time.
 const CLIENTS: usize = 8;
@@ -80,6 +81,33 @@ fn aborted_connections_leave_nothing(backend: &str) {
     let event = author.note(now(), "still here");
     publisher.publish_ok(&event);
     assert_eq!(publisher.query(&[Filter::default().limit(1)]), [event]);
+    assert!(server.stop().success());
+}
+
+/// Clients that say nothing and never go, while as many come after them: their deadlines and the others'
+/// arrivals fall into the same turns of the shard. Each of their sockets is closed all the same.
+fn silent_connections_are_let_go_while_others_come(backend: &str) {
+    const ROUNDS: u8 = 40;
+    const ARRIVALS: usize = 25;
+    raise_file_limit();
+    let server = Launch::default()
+        .shards(1)
+        .backend(backend)
+        .counted()
+        .set("limits.handshake_ms_max", 300)
+        .set("limits.drain_ms_max", 300)
+        .start();
+    let before = server.descriptors();
+    let mut silent = Vec::new();
+    for round in 0..ROUNDS {
+        for _ in 0..ARRIVALS {
+            silent.push(Raw::narrow(server.address(), 2 + round, 64 << 10));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    wait_until("every descriptor to be closed", || server.descriptors() <= before);
+    wait_until("every place to go back", || server.counts().get("client_addresses") == 0);
+    drop(silent);
     assert!(server.stop().success());
 }
 
