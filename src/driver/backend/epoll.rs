@@ -3,9 +3,11 @@
 //! Unsafe here: registering a file descriptor, whose owner must keep it open.
 #![allow(unsafe_code)]
 
-use std::future::{Future, Ready, ready};
+use std::future::{Future, Ready, poll_fn, ready};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -59,7 +61,18 @@ impl AsFd for EpollSocket {
 
 impl Socket for EpollSocket {
     async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await.map(|mut guard| guard.retain_ready())
+        let mut readable = pin!(self.0.readable());
+        let at_once = poll_fn(|context| Poll::Ready(readable.as_mut().poll(context))).await;
+        let readable = match at_once {
+            Poll::Pending => readable.await,
+            // The last turn left something unread. The others come first: without a wait in between, a
+            // peer that sends without end would be the only one to be read.
+            Poll::Ready(readable) => {
+                tokio::task::yield_now().await;
+                readable
+            }
+        };
+        readable.map(|mut guard| guard.retain_ready())
     }
 
     fn try_read<R>(&self, mut read: impl FnMut(BorrowedFd<'_>) -> io::Result<R>) -> io::Result<R> {

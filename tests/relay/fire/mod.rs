@@ -27,6 +27,7 @@ macro_rules! on_every_backend {
 
 mod broken_off;
 mod deaf;
+mod flood;
 mod pings;
 mod publisher;
 mod stop;
