@@ -97,6 +97,10 @@ pub(super) async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<Sh
             connection.resume.wait().await;
             reading = shard.with(|core, now| core.handle_resumed(key, now));
             shard.nudge();
+            if reading == Reading::Paused {
+                // It may be told to go on in this very tick, and in the next: the others come first.
+                B::breathe().await;
+            }
             continue;
         }
         let waited = connection.socket.readable().await;

@@ -134,7 +134,7 @@ impl Shard {
             filters_max: limits.filters_max as usize,
             values_max: limits.filter_values_max as usize,
         };
-        let inflated_max = self.inflater.made_bytes() + INFLATED_PER_TURN;
+        let inflated_max = self.inflater.worked_bytes() + INFLATED_PER_TURN;
         let mut input = bytes;
         loop {
             let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
@@ -149,7 +149,7 @@ impl Shard {
                 self.counters.reads_paused += 1;
                 return;
             }
-            if self.inflater.made_bytes() >= inflated_max && !input.is_empty() {
+            if self.inflater.worked_bytes() >= inflated_max && !input.is_empty() {
                 session.backlog = input.to_vec();
                 self.effects.push_back(Effect::ResumeRead(key));
                 return;

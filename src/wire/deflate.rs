@@ -56,7 +56,7 @@ pub struct Inflater {
     /// For messages that refer to no earlier one.
     stream: Option<Decompress>,
     out: Vec<u8>,
-    made_bytes: u64,
+    worked_bytes: u64,
 }
 
 /// A connection's window, for messages that refer to earlier ones.
@@ -90,10 +90,11 @@ impl Inflater {
         // Some clients send an empty message as nothing at all. The tail alone would leave the stream
         // inside a block.
         if !payload.is_empty() {
-            let mut pour = Pour { stream, out: &mut self.out, checked: 0, is_text, bytes_max };
+            let out = &mut self.out;
+            let mut pour = Pour { stream, out, checked: 0, ends: 0, is_text, bytes_max };
             let poured = pour.pour(payload).and_then(|()| pour.pour(&FLUSH_TAIL));
             let whole = !is_text || pour.checked == pour.out.len();
-            self.made_bytes += self.out.len() as u64;
+            self.worked_bytes += (payload.len() + self.out.len()) as u64;
             poured?;
             if !whole {
                 return Err(DecodeError::NotUtf8);
@@ -102,10 +103,10 @@ impl Inflater {
         Ok(&mut self.out)
     }
 
-    /// Bytes of all messages inflated so far.
+    /// Bytes of all messages inflated so far, before and after.
     #[must_use]
-    pub fn made_bytes(&self) -> u64 {
-        self.made_bytes
+    pub fn worked_bytes(&self) -> u64 {
+        self.worked_bytes
     }
 
     /// Bytes of its output buffer.
@@ -121,9 +122,15 @@ struct Pour<'a> {
     out: &'a mut Vec<u8>,
     /// `0 <= checked <= out.len()`: up to here a text is UTF-8.
     checked: usize,
+    /// Final blocks so far.
+    ends: u32,
     is_text: bool,
     bytes_max: usize,
 }
+
+/// Final blocks of one message. One is usual at most (RFC 7692 §7.2.3.4); each costs what some hundred
+/// bytes do, and may be made of two.
+const ENDS_MAX: u32 = 64;
 
 /// The first piece of a message that is inflated and looked at.
 const PIECE_BYTES: usize = 4 << 10;
@@ -152,6 +159,10 @@ impl Pour<'_> {
             let ended = status == Status::StreamEnd;
             if ended {
                 self.stream.reset(false);
+                self.ends += 1;
+                if self.ends > ENDS_MAX {
+                    return Err(DecodeError::BadDeflate);
+                }
             }
             let stands = taken == 0 && self.out.len() == made && !ended;
             match input.is_empty() {

@@ -186,9 +186,17 @@ fn what_does_not_inflate_or_is_no_text_has_its_code() {
     // Bad text is found in the piece it is in, not where the message ends.
     let mut inflater = Inflater::default();
     let text = [&b"ab\xff"[..], &vec![b'a'; MAX]].concat();
-    let error = inflater.inflate(None, &deflate(&text), true, 2 * MAX).unwrap_err();
+    let payload = deflate(&text);
+    let error = inflater.inflate(None, &payload, true, 2 * MAX).unwrap_err();
     assert_eq!(error, DecodeError::NotUtf8);
-    assert!(inflater.made_bytes() <= PIECE_BYTES as u64);
+    assert!(inflater.worked_bytes() <= (payload.len() + PIECE_BYTES) as u64);
+}
+
+#[test]
+fn a_message_has_no_thousands_of_final_blocks() {
+    let ends = |count: usize| [0x03, 0x00].repeat(count);
+    assert_eq!(decode(&frame(0xc2, &ends(ENDS_MAX as usize)), 9, false, MAX).1, None);
+    fails(&[frame(0xc2, &ends(ENDS_MAX as usize + 1))], DecodeError::BadDeflate);
 }
 
 /// 100 MB of spaces, as a client would send them.
@@ -216,7 +224,7 @@ fn a_bomb_costs_the_limit_and_no_more() {
         let mut wire = frame(0xc1, &bomb);
         let error = decoder.next(&mut &mut wire[..], &mut inflater).unwrap_err();
         assert_eq!((error, error.code()), (DecodeError::TooLong, 1009));
-        assert_eq!(inflater.made_bytes(), LIMIT as u64 + 1);
+        assert_eq!(inflater.worked_bytes(), (bomb.len() + LIMIT + 1) as u64);
         assert!(inflater.held_bytes() <= LIMIT + 1, "{}", inflater.held_bytes());
     }
     // The compressed bytes of a message that is not whole are bounded like any others.
