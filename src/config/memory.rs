@@ -69,7 +69,8 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let limits = &config.limits;
     let subscription = u64::from(limits.filters_max) * FILTER_BYTES
         + u64::from(limits.filter_values_max) * FILTER_VALUE_BYTES
-        + u64::from(limits.live_queue_events_max) * LIVE_EVENT_BYTES;
+        // A queue grows by doubling.
+        + 2 * u64::from(limits.live_queue_events_max) * LIVE_EVENT_BYTES;
     let ranges = u64::from(limits.filter_values_max) + RANGES_MAX;
     let query = ranges * RANGE_BYTES + SLICE_BYTES;
     let store = &config.store;

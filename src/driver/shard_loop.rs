@@ -51,6 +51,9 @@ const FROM_SHARDS_PER_TICK: usize = 256;
 /// Bytes of the one buffer all sockets of a shard are read into.
 pub const SCRATCH_BYTES: usize = 64 << 10;
 
+/// Connections beyond the most allowed that are told so; further ones are closed unheard.
+const REFUSED_MAX: usize = 64;
+
 /// How often deadlines are looked at and counters copied out.
 const TIMER_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -196,7 +199,11 @@ impl<B: Backend> ShardLoop<B> {
 
     /// One tick; whether another should follow at once.
     fn tick(self: &Rc<Self>) -> bool {
+        let looked_max = self.core.borrow().looked() + DELIVERIES_PER_TICK;
         for _ in 0..FROM_SHARDS_PER_TICK {
+            if self.core.borrow().looked() >= looked_max {
+                break;
+            }
             match self.mailbox.from_shards() {
                 Some(message) => self.take_from_shard(message),
                 None => break,
@@ -282,7 +289,8 @@ impl<B: Backend> ShardLoop<B> {
         };
         let peer = peer.ip().to_canonical();
         let Some((arrival, place)) = self.receive(peer) else {
-            return self.core.borrow_mut().handle_unheard();
+            let full = self.open() > self.connections_max;
+            return self.core.borrow_mut().handle_unheard(full);
         };
         // The core reuses the slot of a connection it has let go; its release must not come after.
         self.act();
@@ -302,7 +310,10 @@ impl<B: Backend> ShardLoop<B> {
 
     /// What becomes of a connection from `peer`; `None` when it is not even told why.
     fn receive(&self, peer: IpAddr) -> Option<(Arrival, Option<Place>)> {
-        let open: usize = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum();
+        let open = self.open();
+        if open > self.connections_max + REFUSED_MAX {
+            return None;
+        }
         if open > self.connections_max {
             return Some((Arrival::Full, None));
         }
@@ -314,6 +325,11 @@ impl<B: Backend> ShardLoop<B> {
             (Admission::Refused, place) => Some((Arrival::Refused, place)),
             (Admission::Unheard, _) => None,
         }
+    }
+
+    /// Connections of all shards.
+    fn open(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
     fn take_place(&self, client: IpAddr) -> (Admission, Option<Place>) {

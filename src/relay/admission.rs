@@ -63,11 +63,14 @@ impl Arrival {
 }
 
 impl Shard {
-    /// Counts a connection that the driver closed unheard
-    /// ([`Admission::Unheard`]).
-    pub fn handle_unheard(&mut self) {
+    /// Counts a connection that the driver closed unheard: beyond all that are told that the relay is
+    /// full, or that their address has too many ([`Admission::Unheard`]).
+    pub fn handle_unheard(&mut self, full: bool) {
         self.counters.accepted += 1;
-        self.counters.closed_per_ip += 1;
+        match full {
+            true => self.counters.closed_full += 1,
+            false => self.counters.closed_per_ip += 1,
+        }
     }
 
     /// Whether a request that is complete may be acted on. Behind a proxy the driver is asked first,

@@ -15,6 +15,10 @@ use crate::wire::websocket::{DecodeError, Item};
 /// hold a thousand times its size.
 const INFLATED_PER_TURN: u64 = 256 << 10;
 
+/// Messages of one connection that are acted on before the others have their turn: a read may hold
+/// thousands that need no answer.
+const MESSAGES_PER_TURN: u32 = 256;
+
 impl Shard {
     /// What the reader of this connection does next.
     #[must_use]
@@ -135,6 +139,7 @@ impl Shard {
             values_max: limits.filter_values_max as usize,
         };
         let inflated_max = self.inflater.worked_bytes() + INFLATED_PER_TURN;
+        let mut messages = 0;
         let mut input = bytes;
         loop {
             let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
@@ -149,11 +154,14 @@ impl Shard {
                 self.counters.reads_paused += 1;
                 return;
             }
-            if self.inflater.worked_bytes() >= inflated_max && !input.is_empty() {
+            let turn_is_over =
+                messages == MESSAGES_PER_TURN || self.inflater.worked_bytes() >= inflated_max;
+            if turn_is_over && !input.is_empty() {
                 session.backlog = input.to_vec();
                 self.effects.push_back(Effect::ResumeRead(key));
                 return;
             }
+            messages += 1;
             let item = session.decoder.next(&mut input, &mut self.inflater);
             #[cfg(any(test, feature = "echo-endpoint"))]
             if let (Some(echo), Ok(Some(item))) = (&session.echo, &item)

@@ -164,6 +164,9 @@ pub const SUBMISSION_BYTES_MAX: usize = 16 << 20;
 /// peer is found out at most that much later.
 const ASKS_PER_STALL: u32 = 8;
 
+/// Looking at this many filters takes about as long as one delivery.
+const LOOKS_PER_DELIVERY: u64 = 8;
+
 /// Deflating this much takes about as long as one delivery.
 const DEFLATED_BYTES_PER_DELIVERY: u64 = 8;
 
@@ -370,8 +373,8 @@ impl Shard {
     /// Takes one durable commit: answers this shard's submissions, delivers to its subscriptions.
     ///
     /// Begins at the stored event number `from` and stops once it has matched `deliveries_max`
-    /// subscriptions, so that a large commit with many listeners does not hold up the shard; returns the
-    /// number to go on at, before any other commit or slice is handed in, or `None` when it is done.
+    /// subscriptions, or looked at filters for as long as that takes, so that a large commit with many
+    /// listeners does not hold up the shard; returns the number to go on at, before any other commit or slice is handed in, or `None` when it is done.
     pub fn handle_commit(
         &mut self,
         batch: &CommitBatch,
@@ -391,8 +394,9 @@ impl Shard {
             if deliveries >= deliveries_max {
                 return Some(at);
             }
-            let deflated = self.deflater.taken_bytes();
+            let (deflated, looked_at) = (self.deflater.taken_bytes(), self.index.evaluated());
             deliveries += self.publish(event, Some(*sequence), now);
+            deliveries += (self.index.evaluated() - looked_at) / LOOKS_PER_DELIVERY;
             let deflated = self.deflater.taken_bytes() - deflated;
             deliveries += deflated / DEFLATED_BYTES_PER_DELIVERY;
             self.last_sequence = self.last_sequence.max(*sequence);
@@ -430,6 +434,12 @@ impl Shard {
     /// Takes an ephemeral event from another shard; returns how many subscriptions here match.
     pub fn handle_ephemeral(&mut self, event: &Event, now: Now) -> u64 {
         self.publish(event, None, now)
+    }
+
+    /// What matching has cost so far, in deliveries.
+    #[must_use]
+    pub fn looked(&self) -> u64 {
+        self.index.evaluated() / LOOKS_PER_DELIVERY + self.counters.matched_live
     }
 
     /// Takes another shard's word on an ephemeral event of ours.

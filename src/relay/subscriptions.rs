@@ -27,7 +27,6 @@ pub struct SubscriptionIndex {
     lookup: u64,
     found_in: Vec<u64>,
     /// Filters looked at, over all lookups.
-    #[cfg(test)]
     evaluated: u64,
 }
 
@@ -106,7 +105,6 @@ impl SubscriptionIndex {
             unselective: Posts::default(),
             lookup: 0,
             found_in: Vec::new(),
-            #[cfg(test)]
             evaluated: 0,
         }
     }
@@ -176,7 +174,6 @@ impl SubscriptionIndex {
     pub fn matches(&mut self, event: EventView<'_>, out: &mut Vec<u32>) {
         self.lookup += 1;
         let Self { filters, lookup, found_in, .. } = self;
-        #[cfg(test)]
         let evaluated = &mut self.evaluated;
         let mut visit = |posts: Option<&mut Posts>| {
             let Some(posts) = posts else { return };
@@ -188,10 +185,7 @@ impl SubscriptionIndex {
                 if std::mem::replace(&mut filed.tried, *lookup) == *lookup {
                     continue;
                 }
-                #[cfg(test)]
-                {
-                    *evaluated += 1;
-                }
+                *evaluated += 1;
                 let found = &mut found_in[filed.subscription as usize];
                 if *found != *lookup && filed.filter.matches(event) {
                     *found = *lookup;
@@ -208,6 +202,12 @@ impl SubscriptionIndex {
             }
         }
         visit(Some(&mut self.unselective));
+    }
+
+    /// Filters looked at, over all lookups: what matching has cost, found or not.
+    #[must_use]
+    pub fn evaluated(&self) -> u64 {
+        self.evaluated
     }
 
     /// Filters filed.

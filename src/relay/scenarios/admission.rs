@@ -69,7 +69,7 @@ fn who_has_enough_connections_is_told_so() {
     relay.core.handle_admission(unheard, Admission::Unheard, relay.now);
     assert!(relay.fill(unheard).is_none());
     assert!(relay.was_released(unheard));
-    relay.core.handle_unheard();
+    relay.core.handle_unheard(false);
     let counters = relay.core.counters();
     assert_eq!((counters.accepted, counters.closed_per_ip, counters.connections), (3, 3, 0));
 }

@@ -275,3 +275,36 @@ fn a_pong_overtakes_what_waits() {
     let heard = relay.hear(key);
     assert_eq!((heard[0].as_str(), heard[2].as_str()), ("pong now", EOSE));
 }
+
+#[test]
+fn a_read_of_thousands_of_messages_takes_several_turns() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    let close = masked(Opcode::Text, br#"["CLOSE","s"]"#);
+    let before = relay.core.counters().messages_in;
+    let handled = |relay: &Relay| relay.core.counters().messages_in - before;
+    assert_eq!(relay.send(key, &close.repeat(1_000)), Reading::Paused);
+    assert_eq!(handled(&relay), 256);
+    for turn in 2..=4 {
+        let told = relay.take(|effect| matches!(effect, Effect::ResumeRead(_)).then_some(()));
+        assert_eq!(told.len(), 1);
+        relay.core.handle_resumed(key, relay.now);
+        assert_eq!(handled(&relay), 1_000.min(turn * 256));
+    }
+    assert_eq!(relay.core.reading(key), Reading::Ready);
+}
+
+#[test]
+fn filters_that_match_nothing_end_a_turn_too() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    for n in 0..100 {
+        relay.say(key, &format!(r#"["REQ","{n}",{}]"#, [r#"{"until":1,"limit":0}"#; 10].join(",")));
+    }
+    let stored: Vec<_> = (1..).zip(events(20)).collect();
+    let batch = CommitBatch { last_sequence: 20, stored, verdicts: Vec::new() };
+    // A thousand filters an event are as much as 125 deliveries.
+    assert_eq!(relay.core.handle_commit(&batch, 0, 1_000, relay.now), Some(8));
+    assert_eq!(relay.core.handle_commit(&batch, 8, 10_000, relay.now), None);
+    assert_eq!(relay.core.counters().matched_live, 0);
+}
