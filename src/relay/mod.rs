@@ -4,10 +4,12 @@
 //! what is to be done goes out as effects. The path of an EVENT through here: [`shard`] (inputs and
 //! effects) → `receive` (decode, verify) → [`policy`] → a [`ports::Submission`]; and, once it is
 //! durable, a [`ports::CommitBatch`] → [`subscriptions`] (who wants it) → `delivery` → [`outbox`].
+//! `closing` is how a connection ends.
 //! `echo`, which no relay contains, lets a conformance suite talk to the decoder, outbox and writer.
 
 pub mod admission;
 pub mod client;
+mod closing;
 pub mod counters;
 mod delivery;
 #[cfg(any(test, feature = "echo-endpoint"))]
