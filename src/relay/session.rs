@@ -335,3 +335,30 @@ impl Subscription {
             && !planted(Bug::Twice)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::client::CLIENT;
+
+    #[test]
+    fn a_paused_reader_goes_on_when_half_of_its_slots_and_of_its_bytes_are_back() {
+        let limits = Limits { replies_max: 8, ..Limits::default() };
+        let key = ConnectionKey::new(0, 1);
+        let mut session = Session::new(key, CLIENT, Standing::Settled, 1_000, 0);
+        session.paused = true;
+        for (replies, bytes, has_credit, may_resume) in [
+            (4, VERIFY_BYTES_MAX / 2, true, true),
+            (5, 0, true, false),
+            (7, 0, true, false),
+            (8, 0, false, false),
+            (0, VERIFY_BYTES_MAX / 2 + 1, true, false),
+            (0, VERIFY_BYTES_MAX - 1, true, false),
+            (0, VERIFY_BYTES_MAX, false, false),
+        ] {
+            (session.replies_owed, session.verify_bytes) = (replies, bytes);
+            let found = (session.has_credit(&limits), session.may_resume(&limits));
+            assert_eq!(found, (has_credit, may_resume), "{replies} replies, {bytes} bytes");
+        }
+    }
+}

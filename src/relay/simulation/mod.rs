@@ -19,6 +19,15 @@
 //! What a rule or an old mistake is about lies elsewhere for some: which tag is the `d` of an
 //! addressable event is the store's (`store`'s tests against a naive model), the counts an address
 //! takes are the driver's (`tests/relay`), and the bytes of a compressed frame `wire`'s.
+//!
+//! `cargo mutants -f src/relay/outbox.rs -f src/relay/session.rs -- --lib relay::` changes those files
+//! line by line; what no test of `relay` tells from the original:
+//!
+//! | left | why |
+//! |---|---|
+//! | `!=` for `==` in `purge` | the comparison is the planted bug's, never looked at outside `bugs` |
+//! | `-` for `+` in the `Drop` of a live event | the bytes of a compressed copy, which nobody offers here |
+//! | other operators in constants; two `\|\|` before a `let` | bounds that are what they are; do not compile |
 
 mod bugs;
 mod check;
