@@ -190,6 +190,12 @@ impl Mailbox {
         self.nudged.get() || !self.is_empty()
     }
 
+    /// Messages waiting in the queues.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.threads.len() + self.shards.len()
+    }
+
     /// Whether nothing waits in the queues.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -184,7 +184,9 @@ impl<B: Backend> ShardLoop<B> {
     }
 
     fn observe(&self) {
-        (self.observe)(&self.core.borrow().counters());
+        let mut counters = self.core.borrow().counters();
+        counters.bus_waiting = self.mailbox.len() as u64;
+        (self.observe)(&counters);
     }
 
     /// Calls into the core, with the time.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::driver::bus::Address;
@@ -58,15 +59,15 @@ impl Sort {
     }
 }
 
-/// How one field is exposed. Fields of one name stand together and differ in their label.
+/// How one field is exposed. Fields of one name stand together and differ in their labels.
 #[derive(Debug)]
 pub struct Exposed {
-    /// Name after `rheostr_`, without `_total`.
+    /// Name after `relay_`, without `_total`.
     pub name: &'static str,
     /// Counter or gauge.
     pub sort: Sort,
-    /// A label's name and value; both empty = none.
-    pub label: (&'static str, &'static str),
+    /// Labels beside the shard: name and value.
+    pub labels: &'static [(&'static str, &'static str)],
     /// What it means.
     pub help: &'static str,
 }
@@ -75,7 +76,7 @@ pub struct Exposed {
 /// exposed: one line a field. A field of one that the other lacks does not compile.
 macro_rules! metrics {
     ($(#[$meta:meta])* $struct:ident of $counts:ident {
-        $($field:ident: $sort:ident $name:literal $(($key:literal, $value:literal))?, $help:literal;)*
+        $($field:ident: $sort:ident $name:literal $(($key:literal, $value:literal))*, $help:literal;)*
     }) => {
         $(#[$meta])*
         #[derive(Debug, Default)]
@@ -89,7 +90,7 @@ macro_rules! metrics {
             pub const EXPOSED: &'static [Exposed] = &[$(Exposed {
                 name: $name,
                 sort: Sort::$sort,
-                label: metrics!(@label $($key, $value)?),
+                labels: &[$(($key, $value)),*],
                 help: $help,
             },)*];
 
@@ -106,8 +107,6 @@ macro_rules! metrics {
             }
         }
     };
-    (@label) => { ("", "") };
-    (@label $key:literal, $value:literal) => { ($key, $value) };
 }
 
 metrics! {
@@ -132,17 +131,17 @@ metrics! {
         bytes_out: Counter "sent_bytes", "Bytes handed to sockets.";
         frames_out: Counter "sent_frames", "Frames handed to sockets.";
         batches_out: Counter "sent_batches", "Gather writes those frames left in.";
-        events_stored: Counter "events" ("result", "stored"), "Events received, by result.";
-        events_duplicate: Counter "events" ("result", "duplicate"), "Events that were there already.";
-        events_superseded: Counter "events" ("result", "superseded"), "Events older than the stored version.";
-        events_deleted: Counter "events" ("result", "deleted"), "Events their author had deleted.";
-        events_vanished: Counter "events" ("result", "vanished"), "Events of an author who vanished.";
-        events_expired: Counter "events" ("result", "expired"), "Events that had expired.";
-        events_refused: Counter "events" ("result", "blocked"), "Events refused by policy or limits.";
-        events_bad_signature: Counter "events" ("result", "bad_signature"), "Events whose signature was wrong.";
-        events_failed: Counter "events" ("result", "failed"), "Events the store failed to take.";
-        events_ephemeral: Counter "events" ("result", "ephemeral"), "Ephemeral events somebody heard.";
-        events_mute: Counter "events" ("result", "mute"), "Ephemeral events nobody heard.";
+        events_stored: Counter "events" ("result", "accepted") ("reason", "stored"), "Events answered, by the OK's result and its reason.";
+        events_duplicate: Counter "events" ("result", "accepted") ("reason", "duplicate"), "Events that were there already.";
+        events_superseded: Counter "events" ("result", "rejected") ("reason", "superseded"), "Events older than the stored version.";
+        events_deleted: Counter "events" ("result", "rejected") ("reason", "deleted"), "Events their author had deleted.";
+        events_vanished: Counter "events" ("result", "rejected") ("reason", "vanished"), "Events of an author who vanished.";
+        events_expired: Counter "events" ("result", "rejected") ("reason", "expired"), "Events that had expired.";
+        events_refused: Counter "events" ("result", "rejected") ("reason", "blocked"), "Events refused by policy or limits.";
+        events_bad_signature: Counter "events" ("result", "rejected") ("reason", "bad_signature"), "Events whose signature was wrong.";
+        events_failed: Counter "events" ("result", "rejected") ("reason", "failed"), "Events the store failed to take.";
+        events_ephemeral: Counter "events" ("result", "accepted") ("reason", "ephemeral"), "Ephemeral events somebody heard.";
+        events_mute: Counter "events" ("result", "rejected") ("reason", "mute"), "Ephemeral events nobody heard.";
         reqs: Counter "reqs", "REQs taken.";
         subscriptions: Gauge "subscriptions", "Open subscriptions.";
         index_filters: Gauge "index_filters", "Filters of open subscriptions.";
@@ -155,13 +154,17 @@ metrics! {
         delivered_live: Counter "delivered" ("source", "live"), "Live events put into outboxes.";
         matched_live: Counter "live_matched", "Live events matched to subscriptions.";
         suppressed_live: Counter "live_suppressed", "Matched live events that the stored query had served already.";
-        abandoned_live: Counter "live_abandoned", "Matched live events whose subscription ended before delivery.";
-        purged_events: Counter "purged", "Events taken out of outboxes with their subscription.";
-        verify_waiting: Gauge "queue" ("name", "verify"), "What waits, by queue.";
-        submissions_waiting: Gauge "queue" ("name", "store"), "Events at the writer.";
-        scans: Gauge "queue" ("name", "scans"), "Stored queries in progress.";
-        outbox_frames: Gauge "queue" ("name", "outbox"), "Frames in the streams of all outboxes.";
-        replies_waiting: Gauge "queue" ("name", "replies"), "Answers in all outboxes.";
+        abandoned_live: Counter "drops" ("reason", "abandoned"), "What was queued for a client and not sent, by reason.";
+        purged_events: Counter "drops" ("reason", "purged"), "Events taken out of outboxes with their subscription.";
+        pongs_replaced: Counter "drops" ("reason", "pong"), "Pongs that newer ones took the place of.";
+        slow_closed: Counter "slow_client_closed", "Subscriptions and connections ended because their reader was too slow.";
+        verify_waiting: Gauge "queue_depth" ("queue", "verify"), "What waits, by queue.";
+        submissions_waiting: Gauge "queue_depth" ("queue", "store"), "Events at the writer.";
+        scans: Gauge "queue_depth" ("queue", "scans"), "Stored queries in progress.";
+        outbox_frames: Gauge "queue_depth" ("queue", "outbox"), "Frames in the streams of all outboxes.";
+        replies_waiting: Gauge "queue_depth" ("queue", "replies"), "Answers in all outboxes.";
+        live_waiting: Gauge "queue_depth" ("queue", "live"), "Live events in the queues of all subscriptions.";
+        bus_waiting: Gauge "queue_depth" ("queue", "bus"), "Commits, slices and other shards' messages.";
         outbox_bytes: Gauge "outbox_bytes", "Bytes of the frames in the streams of all outboxes.";
         live_bytes: Gauge "live_waiting_bytes", "Bytes of the live events that wait in subscriptions.";
     }
@@ -332,8 +335,11 @@ impl Metrics {
     /// Never: writing to a string does not fail.
     #[must_use]
     pub fn scrape(&self) -> String {
-        let mut registry = Registry::with_prefix("rheostr");
-        registry.register_collector(Box::new(self.clone()));
+        let mut registry = Registry::default();
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("backend", self.backend)];
+        registry.register("build", "What runs", Info::new(build));
+        let relay = registry.sub_registry_with_prefix("relay");
+        relay.register_collector(Box::new(self.clone()));
         let mut out = String::new();
         text::encode(&mut out, &registry).expect("a string takes every write");
         out
@@ -342,10 +348,6 @@ impl Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let build = [("version", env!("CARGO_PKG_VERSION")), ("backend", self.backend)];
-        encoder
-            .encode_descriptor("build", "What runs.", None, MetricType::Info)?
-            .encode_info(&build)?;
         let names: Vec<String> = (0..self.shards.len()).map(|shard| shard.to_string()).collect();
         let shards: Vec<_> = self.shards.iter().map(|shard| shard.values()).collect();
         let rows: Vec<(&str, &[u64])> =
@@ -368,7 +370,7 @@ fn encode_shards(
         for (shard, values) in rows {
             for (field, value) in family.iter().zip(&values[at..]) {
                 let mut labels = vec![("shard", *shard)];
-                labels.extend((!field.label.0.is_empty()).then_some(field.label));
+                labels.extend(field.labels);
                 encode_value(&mut metric.encode_family(&labels)?, *sort, *value)?;
             }
         }
@@ -425,24 +427,23 @@ mod tests {
         let text = metrics.scrape();
         let lines: HashSet<&str> = text.lines().collect();
         for line in [
-            "rheostr_build_info{version=\"0.1.0\",backend=\"epoll\"} 1",
-            "rheostr_events_total{shard=\"1\",result=\"duplicate\"} 7",
-            "rheostr_events_total{shard=\"0\",result=\"duplicate\"} 0",
-            "rheostr_connections{shard=\"0\"} 5",
-            "# TYPE rheostr_events counter",
-            "# HELP rheostr_events Events received, by result.",
+            "build_info{version=\"0.1.0\",backend=\"epoll\"} 1",
+            "relay_events_total{shard=\"1\",result=\"accepted\",reason=\"duplicate\"} 7",
+            "relay_events_total{shard=\"0\",result=\"accepted\",reason=\"duplicate\"} 0",
+            "relay_connections{shard=\"0\"} 5",
+            "# TYPE relay_events counter",
+            "# HELP relay_events Events answered, by the OK's result and its reason.",
             "# EOF",
         ] {
             assert!(lines.contains(line), "{line} in\n{text}");
         }
         for exposed in ShardMetrics::EXPOSED {
             let total = if exposed.sort == Sort::Counter { "_total" } else { "" };
-            let label = match exposed.label {
-                ("", _) => String::new(),
-                (key, value) => format!(",{key}=\"{value}\""),
-            };
+            let labels: Vec<_> =
+                exposed.labels.iter().map(|(key, value)| format!(",{key}=\"{value}\"")).collect();
+            let labels = labels.concat();
             for shard in 0..2 {
-                let start = format!("rheostr_{}{total}{{shard=\"{shard}\"{label}}} ", exposed.name);
+                let start = format!("relay_{}{total}{{shard=\"{shard}\"{labels}}} ", exposed.name);
                 assert!(lines.iter().any(|line| line.starts_with(&start)), "{start}");
             }
         }
@@ -473,16 +474,16 @@ mod tests {
         metrics.commits.observe(&commit(9, 1, Some("full".into())));
         let text = metrics.scrape();
         for line in [
-            "rheostr_commit_seconds_bucket{le=\"0.0005\"} 1",
-            "rheostr_commit_seconds_bucket{le=\"0.002\"} 1",
-            "rheostr_commit_seconds_bucket{le=\"0.005\"} 2",
-            "rheostr_commit_seconds_bucket{le=\"+Inf\"} 3",
-            "rheostr_commit_seconds_sum 9.0035",
-            "rheostr_commit_events_bucket{le=\"4.0\"} 2",
-            "rheostr_commit_events_count 3",
-            "rheostr_commit_failures_total 1",
-            "rheostr_store_stored_total 2501",
-            "rheostr_store_submitted_bytes_total 500400",
+            "relay_commit_seconds_bucket{le=\"0.0005\"} 1",
+            "relay_commit_seconds_bucket{le=\"0.002\"} 1",
+            "relay_commit_seconds_bucket{le=\"0.005\"} 2",
+            "relay_commit_seconds_bucket{le=\"+Inf\"} 3",
+            "relay_commit_seconds_sum 9.0035",
+            "relay_commit_events_bucket{le=\"4.0\"} 2",
+            "relay_commit_events_count 3",
+            "relay_commit_failures_total 1",
+            "relay_store_stored_total 2501",
+            "relay_store_submitted_bytes_total 500400",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

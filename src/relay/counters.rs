@@ -74,6 +74,10 @@ pub struct Counters {
 
     /// Events purged from outboxes with their subscription.
     pub purged_events: u64,
+    /// Pongs that newer ones took the place of.
+    pub pongs_replaced: u64,
+    /// Subscriptions and connections ended because their reader was too slow.
+    pub slow_closed: u64,
 
     /// Gauge: frames in the streams of all outboxes, a few times a second.
     pub outbox_frames: u64,
@@ -81,12 +85,16 @@ pub struct Counters {
     pub outbox_bytes: u64,
     /// Gauge: answers in all outboxes, as often.
     pub replies_waiting: u64,
+    /// Gauge: live events that wait in subscriptions, once for each that does.
+    pub live_waiting: u64,
     /// Gauge: bytes of the live events that wait in subscriptions, each counted once.
     pub live_bytes: u64,
     /// Gauge: events waiting for verification.
     pub verify_waiting: u64,
     /// Gauge: events at the writer, or published and waiting for the other shards' word.
     pub submissions_waiting: u64,
+    /// Gauge: messages of threads and other shards that have not been taken, as the driver sees it.
+    pub bus_waiting: u64,
     /// Gauge: stored queries in progress.
     pub scans: u64,
 

@@ -183,12 +183,15 @@ impl Lanes {
     }
 
     /// Queues a pong. Of more than [`PONGS_MAX`] the oldest is dropped: who sends that many pings
-    /// before reading gets the answers to the newest, the last among them (RFC 6455 §5.5.3).
-    pub fn push_pong(&mut self, payload: &[u8]) {
-        if self.pongs.len() == PONGS_MAX {
+    /// before reading gets the answers to the newest, the last among them (RFC 6455 §5.5.3). Returns
+    /// whether one was dropped.
+    pub fn push_pong(&mut self, payload: &[u8]) -> bool {
+        let full = self.pongs.len() == PONGS_MAX;
+        if full {
             self.pongs.pop_front();
         }
         self.pongs.push_back(payload.into());
+        full
     }
 
     /// Queues a ping, if none waits.
@@ -449,7 +452,9 @@ mod tests {
     fn each_ping_is_answered_until_too_many_wait() {
         let mut outbox = Outbox::default();
         let pongs = |outbox: &mut Outbox, count: usize| {
-            (0..count).for_each(|n| outbox.push_pong(format!("<{n}>").as_bytes()));
+            let replaced =
+                (0..count).filter(|n| outbox.push_pong(format!("<{n}>").as_bytes())).count();
+            assert_eq!(replaced, count.saturating_sub(PONGS_MAX));
             let mut batch = Batch::default();
             assert_eq!(outbox.fill(&mut batch), Filled::default());
             assert!(outbox.is_empty());

@@ -180,7 +180,7 @@ impl Shard {
                     self.handle_message(key, message, now);
                 }
                 Ok(Some(Item::Ping(payload))) => {
-                    session.outbox.push_pong(payload);
+                    self.counters.pongs_replaced += u64::from(session.outbox.push_pong(payload));
                     self.ask_write(key);
                 }
                 Ok(Some(Item::Pong)) => {}

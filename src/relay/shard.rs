@@ -235,6 +235,9 @@ impl Shard {
         counters.index_keys = self.index.keys() as u64;
         counters.submissions_waiting = self.pending.len() as u64;
         counters.live_bytes = self.live_bytes.get() as u64;
+        let settled = counters.delivered_live + counters.suppressed_live + counters.abandoned_live;
+        counters.live_waiting = counters.matched_live.saturating_sub(settled);
+        counters.slow_closed = counters.subscriptions_slow + counters.closed_stalled;
         counters
     }
 

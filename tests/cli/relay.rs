@@ -83,18 +83,18 @@ fn metrics_are_served_where_they_are_asked_for() {
     let text = get(&address, "/metrics", "");
     assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     for name in [
-        "rheostr_connections{shard=\"1\"}",
-        "rheostr_connections_accepted_total{shard=\"0\"}",
-        "rheostr_connections_closed_total{shard=\"0\",reason=\"stalled\"}",
-        "rheostr_events_total{shard=\"0\",result=\"stored\"}",
-        "rheostr_subscriptions_ended_total{shard=\"0\",reason=\"slow_consumer\"}",
-        "rheostr_queue{shard=\"0\",name=\"verify\"}",
-        "rheostr_delivered_total{shard=\"0\",source=\"live\"}",
-        "rheostr_wakes_total{shard=\"1\"}",
-        "rheostr_commit_seconds_bucket{le=\"0.01\"}",
-        "rheostr_store_queue",
-        "rheostr_scan_queue",
-        "rheostr_store_events",
+        "relay_connections{shard=\"1\"}",
+        "relay_connections_accepted_total{shard=\"0\"}",
+        "relay_connections_closed_total{shard=\"0\",reason=\"stalled\"}",
+        "relay_events_total{shard=\"0\",result=\"accepted\",reason=\"stored\"}",
+        "relay_subscriptions_ended_total{shard=\"0\",reason=\"slow_consumer\"}",
+        "relay_queue_depth{shard=\"0\",queue=\"verify\"}",
+        "relay_delivered_total{shard=\"0\",source=\"live\"}",
+        "relay_wakes_total{shard=\"1\"}",
+        "relay_commit_seconds_bucket{le=\"0.01\"}",
+        "relay_store_queue",
+        "relay_scan_queue",
+        "relay_store_events",
     ] {
         let start = format!("{name} ");
         assert!(text.lines().any(|line| line.starts_with(&start)), "{name} in\n{text}");

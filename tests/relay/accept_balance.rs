@@ -108,7 +108,7 @@ fn per_shard(admin: SocketAddr) -> Vec<u64> {
     let mut raw = Raw::connect(admin);
     raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let text = String::from_utf8(raw.rest()).expect("text");
-    let gauge = text.lines().filter(|line| line.starts_with("rheostr_connections{"));
+    let gauge = text.lines().filter(|line| line.starts_with("relay_connections{"));
     let counts: Vec<_> = gauge
         .map(|line| line.rsplit(' ').next().expect("a value").parse().expect("a number"))
         .collect();

@@ -16,7 +16,7 @@ const SETTLE: Duration = Duration::from_millis(600);
 /// How long they may take to come to rest.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 
-/// Counters by name and label, summed over shards.
+/// Counters by name and last label, summed over shards.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Counts(BTreeMap<String, u64>);
 
@@ -52,10 +52,10 @@ impl Counts {
 
     fn parse(text: &str) -> Option<Self> {
         let mut counts = BTreeMap::new();
-        for line in text.lines().filter_map(|line| line.strip_prefix("rheostr_")) {
+        for line in text.lines().filter_map(|line| line.strip_prefix("relay_")) {
             let (name, value) = line.rsplit_once(' ')?;
             let Some((name, labels)) = name.split_once("_total{shard=\"") else { continue };
-            let label = labels.split('"').nth(2).unwrap_or("");
+            let label = labels.split('"').skip(2).step_by(2).last().unwrap_or("");
             let name = if label.is_empty() { name.into() } else { format!("{name} {label}") };
             *counts.entry(name).or_default() += value.parse::<u64>().ok()?;
         }
@@ -96,8 +96,8 @@ impl Account {
 fn judge(before: &Counts, after: &Counts, received: u64, violations: &mut Violations) -> Value {
     let grown = |name: &str| after.get(name).saturating_sub(before.get(name));
     let (matched, live) = (grown("live_matched"), grown("delivered live"));
-    let (suppressed, abandoned) = (grown("live_suppressed"), grown("live_abandoned"));
-    let (stored, purged) = (grown("delivered stored"), grown("purged"));
+    let (suppressed, abandoned) = (grown("live_suppressed"), grown("drops abandoned"));
+    let (stored, purged) = (grown("delivered stored"), grown("drops purged"));
     let cut_off: u64 = ["stalled", "silent", "timeout"]
         .map(|why| grown(&format!("connections_closed {why}")))
         .iter()
@@ -128,10 +128,11 @@ fn judge(before: &Counts, after: &Counts, received: u64, violations: &mut Violat
 mod tests {
     use super::*;
 
-    const TEXT: &str = "HTTP/1.1 200 OK\r\n\r\n# TYPE rheostr_live_matched counter\n\
-        rheostr_live_matched_total{shard=\"0\"} 3\nrheostr_live_matched_total{shard=\"1\"} 4\n\
-        rheostr_delivered_total{shard=\"0\",source=\"live\"} 5\nrheostr_scan_queue 0\n\
-        rheostr_delivered_total{shard=\"0\",source=\"stored\"} 2\nrheostr_connections{shard=\"0\"} 9\n";
+    const TEXT: &str = "HTTP/1.1 200 OK\r\n\r\n# TYPE relay_live_matched counter\n\
+        relay_live_matched_total{shard=\"0\"} 3\nrelay_live_matched_total{shard=\"1\"} 4\n\
+        relay_delivered_total{shard=\"0\",source=\"live\"} 5\nrelay_scan_queue 0\n\
+        relay_delivered_total{shard=\"0\",source=\"stored\"} 2\nrelay_connections{shard=\"0\"} 9\n\
+        relay_events_total{shard=\"0\",result=\"accepted\",reason=\"stored\"} 6\n";
 
     fn kinds(violations: &Violations) -> Vec<String> {
         let all = violations.to_json();
@@ -144,7 +145,8 @@ mod tests {
         let counts = Counts::parse(TEXT).unwrap();
         assert_eq!(counts.get("live_matched"), 7);
         assert_eq!((counts.get("delivered live"), counts.get("delivered stored")), (5, 2));
-        assert_eq!(counts.0.len(), 3, "gauges are left out: {counts:?}");
+        assert_eq!(counts.get("events stored"), 6);
+        assert_eq!(counts.0.len(), 4, "gauges are left out: {counts:?}");
         assert!(Counts::parse("HTTP/1.1 404 Not Found\r\n\r\n").is_none());
     }
 
@@ -158,9 +160,9 @@ mod tests {
             ("live_matched", 10),
             ("delivered live", 7),
             ("live_suppressed", 1),
-            ("live_abandoned", 2),
+            ("drops abandoned", 2),
             ("delivered stored", 5),
-            ("purged", 3),
+            ("drops purged", 3),
         ];
         let judged = |counts: &[(&str, u64)], received| {
             let mut violations = Violations::default();

@@ -74,7 +74,7 @@ fn aborted_connections_leave_nothing(backend: &str) {
         assert_eq!(counts.get(gauge), 0, "{gauge}");
     }
     for queue in ["verify", "store", "scans"] {
-        assert_eq!(counts.of("queue", queue), 0, "{queue}");
+        assert_eq!(counts.of("queue_depth", queue), 0, "{queue}");
     }
     assert!(counts.get("reqs") > cycles as u64 / 3, "{} subscriptions", counts.get("reqs"));
     assert!(counts.get("live_matched") > 0, "some were sent live events");

@@ -72,7 +72,7 @@ fn who_sends_more_than_can_be_verified_is_not_read(backend: &str) {
             assert!(wanted.remove(id), "answered twice, or never sent: {id}");
             assert_eq!(rest, "\",true,\"\"]");
             if wanted.len().is_multiple_of(20) {
-                most = most.max(server.counts().of("queue", "verify"));
+                most = most.max(server.counts().of("queue_depth", "verify"));
             }
         }
     });

@@ -56,7 +56,7 @@ fn a_query_for_everything_waits_for_its_reader(backend: &str) {
     assert!(delivered < u64::from(READERS) * 2_000, "{delivered} events for those who do not read");
     assert!(grown <= usize::from(READERS) * USER_BYTES_MAX, "{grown} bytes");
     let counts = server.counts();
-    assert_eq!(counts.of("queue", "scans"), u64::from(READERS), "none has ended");
+    assert_eq!(counts.of("queue_depth", "scans"), u64::from(READERS), "none has ended");
     assert_eq!(counts.get("scan_queue"), 0, "none waits for a thread");
     let ticks = server.processor_ticks();
     std::thread::sleep(Duration::from_secs(1));
@@ -77,7 +77,7 @@ fn a_query_for_everything_waits_for_its_reader(backend: &str) {
     drop(readers);
     crate::support::wait_until("the queries to end with their readers", || {
         let counts = server.counts();
-        counts.of("queue", "scans") == 0 && counts.get("subscriptions") == 0
+        counts.of("queue_depth", "scans") == 0 && counts.get("subscriptions") == 0
     });
     let mut again = Raw::open(server.address());
     subscribe(&mut again, &client::req("again", &[Filter::nothing()]));

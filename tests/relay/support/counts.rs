@@ -16,12 +16,11 @@ impl Counts {
         raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let text = String::from_utf8(raw.rest()).expect("text");
         let mut counts = BTreeMap::new();
-        for line in text.lines().filter_map(|line| line.strip_prefix("rheostr_")) {
+        for line in text.lines().filter_map(|line| line.strip_prefix("relay_")) {
             let (name, value) = line.rsplit_once(' ').expect("a name and a value");
             let (name, labels) = name.split_once('{').unwrap_or((name, ""));
-            let label =
-                labels.split(['{', ',', '}']).find(|l| !l.starts_with("shard=")).unwrap_or("");
-            let label = label.split('"').nth(1).unwrap_or("");
+            let mut labels = labels.split(',').filter(|label| !label.starts_with("shard="));
+            let label = labels.next_back().and_then(|label| label.split('"').nth(1)).unwrap_or("");
             let key = (name.strip_suffix("_total").unwrap_or(name).into(), label.into());
             if let Ok(value) = value.parse::<u64>() {
                 *counts.entry(key).or_default() += value;
@@ -35,7 +34,7 @@ impl Counts {
         self.of(name, "")
     }
 
-    /// The value of this name and label.
+    /// The value of this name and (last) label.
     pub fn of(&self, name: &str, label: &str) -> u64 {
         let found = self.0.get(&(name.into(), label.into()));
         *found.unwrap_or_else(|| panic!("no {name} {label} in {:?}", self.0.keys()))
@@ -48,7 +47,7 @@ impl Counts {
 
     /// Matched live events that wait in their subscriptions.
     pub fn waiting(&self) -> i128 {
-        let ended = self.delivered() + self.get("live_suppressed") + self.get("live_abandoned");
+        let ended = self.delivered() + self.get("live_suppressed") + self.of("drops", "abandoned");
         i128::from(self.get("live_matched")) - i128::from(ended)
     }
 }
