@@ -30,26 +30,26 @@ BIN = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target
 LOADTEST = os.path.join(BIN, "rheostr-loadtest")
 
 # name, arguments after the common ones, the figures shown: (label, path in the JSON)
-LATENCY = [("p50 us", "delivery_latency_us.p50"), ("p99 us", "delivery_latency_us.p99")]
+LATENCY = [("p50 us", "latency_us.p50"), ("p99 us", "latency_us.p99")]
+OK = [("OK p50 us", "latencies_us.event_to_ok.p50"), ("OK p99 us", "latencies_us.event_to_ok.p99")]
 SCENARIOS = [
     ("ingest", "ingest --connections 8 --in-flight 128 --events {events}",
-     [("CPU us/event", "server.cpu_us_per_event"), ("events/s", "events_per_second"),
-      ("OK p50 us", "ok_latency_us.p50"), ("OK p99 us", "ok_latency_us.p99"),
-      ("syscalls/event", "syscalls.per_event")]),
+     [("CPU us/event", "server.cpu_us_per_op"), ("events/s", "ops_per_s"), *LATENCY,
+      ("syscalls/event", "server.syscalls.per_op")]),
     ("query author 50", "query --shape author --limit 50 --count 2000 --connections 8 --events {events}",
-     [("CPU us/event", "server.cpu_us_per_event"), ("EOSE p50 us", "eose_latency_us.p50")]),
+     [("CPU us/event", "detail.cpu_us_per_event"), ("EOSE p50 us", "latency_us.p50")]),
     ("query kind 100", "query --shape kind --limit 100 --count 2000 --connections 8 --events {events}",
-     [("CPU us/event", "server.cpu_us_per_event"), ("EOSE p50 us", "eose_latency_us.p50")]),
+     [("CPU us/event", "detail.cpu_us_per_event"), ("EOSE p50 us", "latency_us.p50")]),
     ("fanout burst", "fanout --mode burst --subscribers 200 --events 2000",
-     [("CPU us/delivery", "server.cpu_us_per_delivery"), *LATENCY,
-      ("syscalls/delivery", "syscalls.per_delivery")]),
+     [("CPU us/delivery", "server.cpu_us_per_op"), *LATENCY,
+      ("syscalls/delivery", "server.syscalls.per_op")]),
     ("fanout paced", "fanout --mode paced --rate 50 --subscribers 200 --events 300",
-     [("CPU us/delivery", "server.cpu_us_per_delivery"), *LATENCY,
-      ("OK p50 us", "ok_latency_us.p50"), ("OK p99 us", "ok_latency_us.p99"),
-      ("syscalls/delivery", "syscalls.per_delivery")]),
+     [("CPU us/delivery", "server.cpu_us_per_op"), *LATENCY,
+      *OK,
+      ("syscalls/delivery", "server.syscalls.per_op")]),
     ("idle", "idle --connections 18000 --source-addresses 20 --hold-s 3",
-     [("RSS bytes/conn", "memory.rss_bytes_per_connection"),
-      ("kernel objects bytes/conn, both ends", "sockets.object_bytes_per_connection_both_ends")]),
+     [("RSS bytes/conn", "detail.memory.rss_bytes_per_connection"),
+      ("kernel objects bytes/conn, both ends", "detail.sockets.object_bytes_per_connection_both_ends")]),
 ]
 
 
@@ -106,8 +106,8 @@ def run(server, arguments, peer, syscalls):
     except json.JSONDecodeError:
         return None, done.stderr.strip()[-300:]
     if not report.get("ok"):
-        return None, json.dumps(report.get("violations"))[:300]
-    if report.get("generator_limited"):
+        return None, json.dumps(report.get("oracle") or report.get("error"))[:300]
+    if report["generator"]["limited"]:
         return None, "the generator was the limit"
     return report, None
 

@@ -7,8 +7,8 @@
 //! messages mean nothing.
 //!
 //! The layers, outermost last: [`client`] (frames, connections, messages), [`events`] (making and loading signed
-//! events), [`server`] (what the relay's process costs), [`report`] (percentiles and violations), [`scenario`] (the
-//! measured window and one module a scenario).
+//! events), [`server`] (what the relay's process costs), [`machine`] (what else the machine did), [`report`]
+//! (percentiles, violations, the JSON of a run), [`scenario`] (the measured window and one module a scenario).
 
 #![forbid(unsafe_code)]
 // Figures: microseconds, bytes and counts far below the types' ends, on 64 bits.
@@ -17,23 +17,25 @@
 
 mod client;
 mod events;
+mod machine;
 mod report;
 mod scenario;
 mod server;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
-use report::Outcome;
+use client::nip11;
+use report::{Latency, Outcome, Report, SCHEMA, Subject};
 use scenario::{Common, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
 use scenario::{ingest::IngestArgs, query::QueryArgs};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::process::ExitCode;
-use std::thread::available_parallelism;
 
 /// Puts load on a Nostr relay and tells what it did and what it cost.
 ///
-/// Prints one JSON object on stdout and a line for a person on stderr. Exits with 0 if the relay kept every promise, 1
-/// if it broke one (see "violations"), 2 if nothing could be measured.
+/// Prints one JSON object on stdout (loadtest/REPORT.md says what is in it) and a few lines for a person on stderr. Exits with 0 if the relay kept every promise, 1
+/// if it broke one (see "oracle"), 2 if nothing could be measured.
 ///
 /// A relay on CPU 0 and the generator on CPU 1:
 ///
@@ -96,42 +98,51 @@ fn report(
     args: &impl Serialize,
     outcome: anyhow::Result<Outcome>,
 ) -> ExitCode {
-    let Outcome { violations, body, summary } = match outcome {
-        Ok(outcome) => outcome,
-        Err(error) => return failed(name, &error),
-    };
-    let ok = violations.is_empty();
-    let mut report = json!({
-        "scenario": name, "label": common.label, "ok": ok, "violations": violations.to_json(),
-        "finished_at": events::generate::unix_now(), "parameters": args, "machine": machine(),
-    });
-    scenario::extend(&mut report, body);
-    println!("{report}");
-    if !common.json {
-        let limited =
-            if report["generator_limited"] == json!(true) { " (GENERATOR-LIMITED)" } else { "" };
-        eprintln!("{name}: {}{limited}: {summary}", if ok { "ok" } else { "VIOLATIONS" });
-        if !ok {
-            eprintln!("{}", report["violations"]);
-        }
+    match outcome.and_then(|outcome| tell(name, common, args, outcome)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => failed(name, &error),
     }
-    if ok { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// Prints a run, and keeps it if that is asked for; true if the relay kept every promise.
+fn tell(
+    name: &str,
+    common: &Common,
+    args: &impl Serialize,
+    outcome: Outcome,
+) -> anyhow::Result<bool> {
+    let subject = Subject {
+        scenario: name.to_owned(),
+        label: common.label.clone(),
+        parameters: serde_json::to_value(args)?,
+        relay: nip11::ask(&common.target()?),
+        finished_at: events::generate::unix_now(),
+    };
+    let log = |(name, latency): &(&'static str, Latency)| (*name, latency.percentile_log());
+    let logs: Vec<_> = outcome.latencies.iter().map(log).collect();
+    let (summary, limited) = (outcome.summary.clone(), outcome.accounts.generator.limited);
+    let report = Report::new(subject, outcome);
+    let json = report.to_json();
+    println!("{json}");
+    if let Some(directory) = &common.out {
+        report::keep(directory, &json, &logs)
+            .with_context(|| format!("--out {}", directory.display()))?;
+    }
+    if !common.json {
+        for complaint in report.complaints() {
+            eprintln!("{name}: VIOLATION: {complaint}");
+        }
+        let limited = if limited { " (GENERATOR-LIMITED)" } else { "" };
+        let verdict = if report.is_ok() { "ok" } else { "VIOLATIONS" };
+        eprintln!("{name}: {verdict}{limited}: {summary}");
+    }
+    Ok(report.is_ok())
 }
 
 fn failed(name: &str, error: &anyhow::Error) -> ExitCode {
-    println!("{}", json!({"scenario": name, "ok": false, "error": format!("{error:#}")}));
-    eprintln!("{name}: {error:#}");
+    let error = format!("{error:#}");
+    println!("{}", json!({"schema": SCHEMA, "scenario": name, "ok": false, "error": error}));
+    eprintln!("{name}: {error}");
     ExitCode::from(2)
-}
-
-/// What a figure depends on besides the relay.
-fn machine() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    json!({
-        "cpus": available_parallelism().map_or(0, usize::from),
-        "cpu_model": model.map(|(_, model)| model),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-    })
 }

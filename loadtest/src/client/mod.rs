@@ -3,11 +3,12 @@
 //! A generator that is slower than the relay measures itself. So frames are masked before the run starts
 //! ([`frame`]), sockets are nonblocking and read in large pieces into one buffer a thread ([`connection`]), one epoll
 //! set a thread drives them ([`poller`]), and replies are recognized by their first bytes, with a full JSON parse as
-//! the fallback ([`message`]).
+//! the fallback ([`message`]). Beside the socket, a relay is asked what it is ([`nip11`]).
 
 pub mod connection;
 pub mod frame;
 pub mod message;
+pub mod nip11;
 pub mod poller;
 
 pub use connection::{Connection, Lost, Target};

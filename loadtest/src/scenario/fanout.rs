@@ -13,7 +13,7 @@ use crate::client::poller::Ready;
 use crate::client::{Connection, Lost, Poller};
 use crate::events::generate::{Generator, unix_now};
 use crate::events::{self, IdIndex, SignedEvent};
-use crate::report::{Latency, Outcome, Violations, per_second};
+use crate::report::{Latency, Outcome, Pacing, Violations, per_second};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use deaf::Deaf;
@@ -144,14 +144,14 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
     let window = measure(&args.common, timeout, &mut workers)?;
     drain(&mut workers, window.clock);
     let mut outcome = outcome(args, seed, &events, workers, window);
-    let mut received = outcome.body["deliveries"].as_u64().unwrap_or(0);
+    let mut received = outcome.detail["deliveries"].as_u64().unwrap_or(0);
     if args.deaf > 0 {
         let gone = deaf.resume()?;
         received += gone.received;
-        outcome.body["deaf"] = gone.report;
+        outcome.detail["deaf"] = gone.report;
     }
     if let Some(account) = account {
-        outcome.body["relay_counts"] = account.close(received, &mut outcome.violations)?;
+        outcome.detail["relay_counts"] = account.close(received, &mut outcome.violations)?;
     }
     Ok(outcome)
 }
@@ -239,7 +239,8 @@ fn outcome(
 ) -> Outcome {
     let (mut latency, mut notices, mut violations): (Latency, Notices, Violations) =
         Default::default();
-    let mut body = Value::Null;
+    let mut detail = Value::Null;
+    let mut ok_latency = Latency::default();
     let mut delivered = 0;
     let mut published = 0;
     let mut out_of_order = 0;
@@ -252,7 +253,7 @@ fn outcome(
         delivered += worker.subscribers.iter().map(Subscriber::received).sum::<u64>();
         if let Some(publisher) = worker.publisher {
             published = publisher.sent() as u64;
-            body = publisher.into_json();
+            (detail, ok_latency) = publisher.finish();
         }
     }
     if !args.any_order {
@@ -265,24 +266,36 @@ fn outcome(
     let summary = latency.summary();
     let bytes = events.iter().map(|event| event.json.len()).sum::<usize>() / events.len();
     extend(
-        &mut body,
+        &mut detail,
         json!({
             "seed": seed, "event_json_bytes_mean": bytes, "deliveries": delivered, "deliveries_expected": expected, "deliveries_out_of_order": out_of_order,
-            "deliveries_per_second": rate, "events_per_second": per_second(published, window.elapsed),
-            "delivery_latency_us": summary, "notices": notices.to_json(),
+            "events_per_second": per_second(published, window.elapsed), "notices": notices.to_json(),
         }),
     );
-    let accounts = window.into_json("delivery", delivered);
+    let accounts = window.account(delivered);
     let text = format!(
         "{delivered} of {expected} deliveries, {rate} a second; delivery p50 {} µs, p99 {} µs, OK p50 {} µs; server {} µs \
          a delivery",
         summary.p50,
         summary.p99,
-        body["ok_latency_us"]["p50"],
-        accounts["server"]["cpu_us_per_delivery"],
+        ok_latency.summary().p50,
+        accounts.cpu_us_per_op(),
     );
-    extend(&mut body, accounts);
-    Outcome { violations, body, summary: text }
+    let pacing = match args.mode {
+        Mode::Burst => Pacing::Closed,
+        Mode::Paced => Pacing::Open,
+    };
+    Outcome {
+        violations,
+        checked: expected + published,
+        unit: "delivery",
+        operations: delivered,
+        pacing,
+        latencies: vec![("publish_to_receipt", latency), ("event_to_ok", ok_latency)],
+        accounts,
+        detail,
+        summary: text,
+    }
 }
 
 impl FanoutWorker<'_> {

@@ -3,9 +3,9 @@
 //! Memory is read before the first connection, with all of them open, and after they are gone; CPU time over the hold.
 //! TCP memory is the machine's, so both ends of a connection are in it: on one machine half of it is the relay's.
 
-use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, extend, lost, measure};
+use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, lost, measure};
 use crate::client::{Connection, Poller, RelayMessage, message};
-use crate::report::{Outcome, Violations, round};
+use crate::report::{Outcome, Pacing, Violations, round};
 use crate::server::{Sample, SocketMemory};
 use clap::Args;
 use serde::Serialize;
@@ -59,7 +59,7 @@ pub fn run(args: &IdleArgs) -> anyhow::Result<Outcome> {
     thread::sleep(CLOSE_SETTLE);
     let gone = sample()?;
 
-    let mut body = json!({
+    let mut detail = json!({
         "connections": count, "held_to_the_end": held, "messages": messages, "notices": notices.to_json(),
         "connect_seconds": round(connect_seconds, 3),
         "connects_per_second": round(count as f64 / connect_seconds, 1),
@@ -76,19 +76,27 @@ pub fn run(args: &IdleArgs) -> anyhow::Result<Outcome> {
                 each(sockets_before.slab_kb * 1024, sockets_open.slab_kb * 1024, count),
         },
     });
-    let mut accounts = window.into_json("connection", held as u64);
-    let cpu = &accounts["server"];
-    if let (Some(user), Some(system)) = (cpu["cpu_user_us"].as_f64(), cpu["cpu_system_us"].as_f64())
-    {
-        accounts["server"]["cpu_us_per_connection_second"] =
-            json!(round((user + system) / held.max(1) as f64 / seconds, 4));
+    let accounts = window.account(held as u64);
+    if let Some(server) = &accounts.server {
+        detail["cpu_us_per_connection_second"] =
+            json!(round((server.user_us + server.sys_us) / held.max(1) as f64 / seconds, 4));
     }
     let summary = format!(
         "{held} of {count} connections held {seconds:.1} s; server {} bytes of RSS a connection, {} cores",
-        body["memory"]["rss_bytes_per_connection"], accounts["server"]["cpu_cores"],
+        detail["memory"]["rss_bytes_per_connection"],
+        accounts.server.as_ref().map_or(0.0, |server| server.cores),
     );
-    extend(&mut body, accounts);
-    Ok(Outcome { violations, body, summary })
+    Ok(Outcome {
+        violations,
+        checked: count as u64,
+        unit: "connection",
+        operations: held as u64,
+        pacing: Pacing::None,
+        latencies: Vec::new(),
+        accounts,
+        detail,
+        summary,
+    })
 }
 
 fn memory(count: usize, samples: Option<(&Sample, &Sample)>, gone: Option<&Sample>) -> Value {

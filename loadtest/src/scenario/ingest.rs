@@ -3,12 +3,12 @@
 //! A closed loop: each connection keeps `--in-flight` events unanswered, so the rate is the relay's own and latency is
 //! that of a full window (a slow answer delays the next send; it is not the latency at a given arrival rate).
 
-use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, deal, extend, lost, measure};
+use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, deal, lost, measure};
 use crate::client::frame::FrameArena;
 use crate::client::poller::Ready;
 use crate::client::{Connection, Lost, Poller, RelayMessage, message};
 use crate::events::{self, IdIndex, Random, SignedEvent};
-use crate::report::{Latency, Outcome, Violations, per_second};
+use crate::report::{Latency, Outcome, Pacing, Violations, per_second};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -125,13 +125,13 @@ pub fn run(args: &IngestArgs) -> anyhow::Result<Outcome> {
     if args.require_accepted {
         violations.add_many("rejected", rejected, || format!("{:?}", verdicts.rejected));
     }
-    Ok(outcome(events.len() as u64, &verdicts, &latency, &notices, violations, window))
+    Ok(outcome(events.len() as u64, &verdicts, latency, &notices, violations, window))
 }
 
 fn outcome(
     events: u64,
     verdicts: &Verdicts,
-    latency: &Latency,
+    latency: Latency,
     notices: &Notices,
     violations: Violations,
     window: super::Window,
@@ -139,19 +139,29 @@ fn outcome(
     let answered = verdicts.answered();
     let rate = per_second(answered, window.elapsed);
     let ok = latency.summary();
-    let mut body = json!({
+    let detail = json!({
         "events": events, "answered": answered, "accepted": verdicts.accepted, "duplicate": verdicts.duplicate,
-        "rejected": verdicts.rejected, "notices": notices.to_json(), "events_per_second": rate,
-        "ok_latency_us": ok,
+        "rejected": verdicts.rejected, "notices": notices.to_json(),
     });
-    let accounts = window.into_json("event", answered);
-    let cpu = &accounts["server"]["cpu_us_per_event"];
+    let accounts = window.account(answered);
     let summary = format!(
-        "{answered} of {events} answered, {} accepted; {rate} events/s; OK p50 {} µs, p99 {} µs; server {cpu} µs an event",
-        verdicts.accepted, ok.p50, ok.p99
+        "{answered} of {events} answered, {} accepted; {rate} events/s; OK p50 {} µs, p99 {} µs; server {} µs an event",
+        verdicts.accepted,
+        ok.p50,
+        ok.p99,
+        accounts.cpu_us_per_op(),
     );
-    extend(&mut body, accounts);
-    Outcome { violations, body, summary }
+    Outcome {
+        violations,
+        checked: events,
+        unit: "event",
+        operations: answered,
+        pacing: Pacing::Closed,
+        latencies: vec![("event_to_ok", latency)],
+        accounts,
+        detail,
+        summary,
+    }
 }
 
 /// `["EVENT",…]` frames, masked.
@@ -250,7 +260,7 @@ impl<'a> IngestWorker<'a> {
                     return self.violations.add("event_answered_twice", hex);
                 }
                 lane.answered += 1;
-                self.latency.record_ns(now.saturating_sub(sent));
+                self.latency.record(now, now.saturating_sub(sent));
                 self.verdicts.add(accepted, &reason);
             }
             Ok(RelayMessage::Notice(text)) => self.notices.add(&text),

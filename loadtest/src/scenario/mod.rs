@@ -11,10 +11,11 @@ pub mod ingest;
 pub mod query;
 
 use crate::client::{Connection, Target};
+use crate::machine::{self, Machine};
 use crate::report::{Violations, round};
 use crate::server::counts::Account;
 use crate::server::syscalls::SyscallCount;
-use crate::server::{self, Sample};
+use crate::server::{Sample, Usage};
 use anyhow::{Context, ensure};
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -23,11 +24,12 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A thread that is busy for a larger part of the window may be what was measured.
+/// A thread that is busy, or waits for its CPU, for a larger part of the window may be what was measured.
 const GENERATOR_LIMITED_SHARE: f64 = 0.9;
 /// Files, epoll sets and pipes beside the sockets.
 const FDS_BESIDE_SOCKETS: u64 = 64;
@@ -70,6 +72,9 @@ pub struct Common {
     /// A name for this run, repeated in its JSON
     #[arg(long)]
     pub label: Option<String>,
+    /// Keep the run there: run.json, and a histogram NAME.hgrm for each latency
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// Print the JSON object only, no text for a person on stderr
     #[arg(long)]
     pub json: bool,
@@ -85,6 +90,12 @@ impl Common {
         if let Some(pid) = self.pid {
             Sample::take(pid)?;
         }
+        self.target()
+    }
+
+    /// # Errors
+    /// A bad or remote URL.
+    pub fn target(&self) -> anyhow::Result<Target> {
         let connect_timeout = Duration::from_secs(self.timeout_s.min(10));
         Target::resolve(&self.url, self.allow_remote, connect_timeout, self.source_addresses)
     }
@@ -176,10 +187,11 @@ pub struct Window {
     pub clock: Clock,
     /// From the barrier to the last worker's end.
     pub elapsed: Duration,
+    machine: (machine::Sample, machine::Sample),
     server: Option<(Sample, Sample)>,
     syscalls: Option<Result<SyscallsDone, String>>,
-    /// CPU seconds of each generator thread.
-    generator_cpu: Vec<Duration>,
+    /// Of each generator thread.
+    generator_cpu: Vec<ThreadTime>,
 }
 
 struct SyscallsDone(SyscallCount);
@@ -203,7 +215,11 @@ pub fn measure<W: Worker>(
     let mut syscalls = common
         .pid
         .filter(|_| common.syscalls)
-        .map(|pid| SyscallCount::attach(pid).map_err(|error| format!("{error:#}")));
+        .map(|pid| {
+            let sample = Sample::take(pid)?;
+            SyscallCount::attach(sample.processes())
+        })
+        .map(|count| count.map_err(|error| format!("{error:#}")));
     let ready = Barrier::new(workers.len() + 1);
     let go = Barrier::new(workers.len() + 1);
     let clock = std::sync::OnceLock::new();
@@ -218,12 +234,12 @@ pub fn measure<W: Worker>(
                     let pinned = cpu.map_or(Ok(()), pin_to);
                     ready.wait();
                     go.wait();
-                    let cpu_before = thread_cpu_time();
+                    let before = ThreadTime::take();
                     let clock: &Clock =
                         clock.get().expect("the clock is set before the barrier opens");
                     worker.run(*clock);
                     pinned.map(|()| {
-                        (Duration::from_nanos(clock.now_ns()), thread_cpu_time() - cpu_before)
+                        (Duration::from_nanos(clock.now_ns()), ThreadTime::take().since(before))
                     })
                 })
             })
@@ -234,7 +250,7 @@ pub fn measure<W: Worker>(
         {
             syscalls = Some(Err(format!("{error:#}")));
         }
-        let before = common.pid.map(Sample::take).transpose();
+        let before = (common.pid.map(Sample::take).transpose(), machine::Sample::take());
         let opened = *clock.get_or_init(|| Clock::starting_now(timeout));
         go.wait();
         let ends = threads
@@ -245,6 +261,8 @@ pub fn measure<W: Worker>(
     });
     // A relay that died inside the window has no accounts; its lost connections are violations.
     let after = common.pid.and_then(|pid| Sample::take(pid).ok());
+    let (before, machine_before) = before;
+    let machine = (machine_before, machine::Sample::take());
     if let Some(Ok(count)) = &mut syscalls
         && let Err(error) = count.stop()
     {
@@ -254,37 +272,79 @@ pub fn measure<W: Worker>(
     Ok(Window {
         clock: opened,
         elapsed: ends.iter().map(|(end, _)| *end).max().unwrap_or_default(),
+        machine,
         server: before?.zip(after),
         syscalls: syscalls.map(|result| result.map(SyscallsDone)),
         generator_cpu: ends.iter().map(|(_, cpu)| *cpu).collect(),
     })
 }
 
+/// What the machine did, and what the window cost on both sides; see `REPORT.md`.
+#[derive(Debug, Serialize)]
+pub struct Accounts {
+    #[serde(skip)]
+    pub elapsed: Duration,
+    pub machine: Machine,
+    pub server: Option<Usage>,
+    pub generator: Generator,
+}
+
+/// The generator's own part.
+#[derive(Clone, Debug, Serialize)]
+pub struct Generator {
+    /// The figures may be the generator's and not the relay's.
+    pub limited: bool,
+    /// Of the window, by the thread that was busiest.
+    pub cpu_share: f64,
+    /// Of the window, waiting for a CPU that somebody else had; by the thread that waited longest.
+    pub wait_share: f64,
+    pub cpu_s: f64,
+    pub threads: usize,
+}
+
 impl Window {
-    /// The accounts of the server per `unit`, the system calls, and the generator's own share.
-    pub fn into_json(self, unit: &str, units: u64) -> Value {
+    /// The accounts, each operation's share too.
+    pub fn account(self, operations: u64) -> Accounts {
         let seconds = self.elapsed.as_secs_f64();
-        let shares: Vec<f64> = self
-            .generator_cpu
-            .iter()
-            .map(|cpu| round(cpu.as_secs_f64() / seconds.max(1e-9), 3))
-            .collect();
-        let cpu: Duration = self.generator_cpu.iter().sum();
-        let server =
-            self.server.map(|(before, after)| server::usage(&before, &after, seconds, unit, units));
+        let generator = Generator::new(&self.generator_cpu, self.elapsed);
         let syscalls = self.syscalls.map(|result| match result {
             Ok(SyscallsDone(count)) => count
-                .finish(unit, units)
+                .finish(operations)
                 .unwrap_or_else(|error| json!({"unavailable": format!("{error:#}")})),
             Err(error) => json!({"unavailable": error}),
         });
-        json!({
-            "seconds": round(seconds, 4),
-            "server": server,
-            "syscalls": syscalls,
-            "generator_limited": shares.iter().any(|share| *share > GENERATOR_LIMITED_SHARE),
-            "generator": {"cpu_seconds": round(cpu.as_secs_f64(), 4), "thread_busy_shares": shares},
-        })
+        let server = self
+            .server
+            .map(|(before, after)| Usage::between(&before, &after, seconds, operations, syscalls));
+        let server_us = server.as_ref().map_or(0.0, |server| server.user_us + server.sys_us);
+        let ours = Duration::from_secs_f64(server_us / 1e6 + generator.cpu_s);
+        let machine = Machine::between(self.machine.0, self.machine.1, self.elapsed, ours);
+        Accounts { elapsed: self.elapsed, machine, server, generator }
+    }
+}
+
+impl Accounts {
+    /// For a person.
+    pub fn cpu_us_per_op(&self) -> String {
+        let us = self.server.as_ref().and_then(|server| server.cpu_us_per_op);
+        us.map_or_else(|| "?".to_owned(), |us| us.to_string())
+    }
+}
+
+impl Generator {
+    fn new(threads: &[ThreadTime], elapsed: Duration) -> Self {
+        let share = |time: Duration| time.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
+        let most = |of: fn(&ThreadTime) -> Duration| {
+            threads.iter().map(|thread| share(of(thread))).fold(0.0, f64::max)
+        };
+        let taken = most(|thread| thread.on_cpu + thread.waiting);
+        Self {
+            limited: taken > GENERATOR_LIMITED_SHARE,
+            cpu_share: round(most(|thread| thread.on_cpu), 3),
+            wait_share: round(most(|thread| thread.waiting), 3),
+            cpu_s: round(threads.iter().map(|thread| thread.on_cpu.as_secs_f64()).sum(), 4),
+            threads: threads.len(),
+        }
     }
 }
 
@@ -335,9 +395,31 @@ fn pin_to(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("--pin {cpu}"))
 }
 
-fn thread_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+/// A thread's time on a CPU, and its time ready to run without one.
+#[derive(Clone, Copy, Debug, Default)]
+struct ThreadTime {
+    on_cpu: Duration,
+    waiting: Duration,
+}
+
+impl ThreadTime {
+    /// Of the calling thread.
+    fn take() -> Self {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let waiting_ns = schedstat.split_whitespace().nth(1).and_then(|ns| ns.parse().ok());
+        Self {
+            on_cpu: Duration::new(time.tv_sec as u64, time.tv_nsec as u32),
+            waiting: Duration::from_nanos(waiting_ns.unwrap_or(0)),
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            on_cpu: self.on_cpu.saturating_sub(before.on_cpu),
+            waiting: self.waiting.saturating_sub(before.waiting),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -348,6 +430,19 @@ mod tests {
     fn dealing_is_in_turn() {
         assert_eq!(deal(0..5, 2), [vec![0, 2, 4], vec![1, 3]]);
         assert_eq!(deal(0..1, 3), [vec![0], vec![], vec![]]);
+    }
+
+    #[test]
+    fn a_generator_that_works_or_waits_all_the_time_is_the_limit() {
+        let time = |on_cpu, waiting| ThreadTime {
+            on_cpu: Duration::from_millis(on_cpu),
+            waiting: Duration::from_millis(waiting),
+        };
+        let limited =
+            |threads: &[ThreadTime]| Generator::new(threads, Duration::from_secs(1)).limited;
+        assert!(!limited(&[time(800, 50), time(50, 800)]));
+        assert!(limited(&[time(10, 0), time(950, 0)]));
+        assert!(limited(&[time(500, 450), time(10, 0)]));
     }
 
     #[test]

@@ -5,12 +5,12 @@
 
 mod oracle;
 
-use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, deal, extend, lost, measure};
+use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, deal, lost, measure};
 use crate::client::frame::FrameArena;
 use crate::client::poller::Ready;
 use crate::client::{Connection, Id, Lost, Poller, RelayMessage, message};
 use crate::events::{self, Random};
-use crate::report::{Latency, Outcome, Violations, per_second, round};
+use crate::report::{Latency, Outcome, Pacing, Violations, per_second, round};
 use clap::{Args, ValueEnum};
 use oracle::{Corpus, Query};
 use serde::Serialize;
@@ -111,8 +111,8 @@ pub fn run(args: &QueryArgs) -> anyhow::Result<Outcome> {
     let window = measure(&args.common, args.common.timeout(), &mut workers)?;
     let mut outcome = outcome(args, workers, window);
     if let Some(account) = account {
-        let received = outcome.body["events_returned"].as_u64().unwrap_or(0);
-        outcome.body["relay_counts"] = account.close(received, &mut outcome.violations)?;
+        let received = outcome.detail["events_returned"].as_u64().unwrap_or(0);
+        outcome.detail["relay_counts"] = account.close(received, &mut outcome.violations)?;
     }
     Ok(outcome)
 }
@@ -133,21 +133,31 @@ fn outcome(args: &QueryArgs, workers: Vec<QueryWorker<'_>>, window: super::Windo
     }
     let rate = per_second(answered, window.elapsed);
     let eose = latency.summary();
-    let mut body = json!({
+    let accounts = window.account(answered);
+    let cpu_us = accounts.server.as_ref().map(|server| server.user_us + server.sys_us);
+    let cpu_us_per_event = cpu_us.filter(|_| returned > 0).map(|us| round(us / returned as f64, 3));
+    let detail = json!({
         "queries": args.count, "answered": answered, "events_returned": returned,
         "events_per_query": round(returned as f64 / answered.max(1) as f64, 2), "events_not_in_file": unknown,
-        "message_bytes": bytes, "queries_per_second": rate,
-        "events_per_second": per_second(returned, window.elapsed), "eose_latency_us": eose,
-        "notices": notices.to_json(),
+        "message_bytes": bytes, "events_per_second": per_second(returned, accounts.elapsed),
+        "cpu_us_per_event": cpu_us_per_event, "notices": notices.to_json(),
     });
-    let accounts = window.into_json("event", returned);
     let summary = format!(
         "{answered} of {} queries, {returned} events; {rate} queries/s; REQ to EOSE p50 {} µs, p99 {} µs; server {} µs \
          an event",
-        args.count, eose.p50, eose.p99, accounts["server"]["cpu_us_per_event"]
+        args.count, eose.p50, eose.p99, detail["cpu_us_per_event"]
     );
-    extend(&mut body, accounts);
-    Outcome { violations, body, summary }
+    Outcome {
+        violations,
+        checked: args.count.into(),
+        unit: "query",
+        operations: answered,
+        pacing: Pacing::Closed,
+        latencies: vec![("req_to_eose", latency)],
+        accounts,
+        detail,
+        summary,
+    }
 }
 
 impl Lane {
@@ -247,7 +257,7 @@ impl<'a> QueryWorker<'a> {
         match message::parse(text) {
             Ok(RelayMessage::Event { id, .. }) => lane.answer.push(id),
             Ok(RelayMessage::Eose { .. }) if lane.current < lane.queries.len() => {
-                self.latency.record_ns(now.saturating_sub(lane.asked_ns));
+                self.latency.record(now, now.saturating_sub(lane.asked_ns));
                 self.finish(token);
             }
             Ok(RelayMessage::Closed { reason, .. }) if lane.current < lane.queries.len() => {

@@ -1,4 +1,4 @@
-//! What the server process costs, read from `/proc` at both ends of the measured window.
+//! What the server process and its descendants cost, read from `/proc` at both ends of the measured window.
 //!
 //! CPU time is the sum over all threads of `schedstat` (nanoseconds); `/proc/PID/stat` splits it into user and system
 //! time with a resolution of one tick, and stands in for it when a thread ended inside the window and took its
@@ -10,13 +10,16 @@ pub mod syscalls;
 
 use crate::report::round;
 use anyhow::Context;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 
-/// The state of a process at one moment; sizes in KiB.
+/// The state of a process and its descendants at one moment; sizes in KiB, summed. Pages that several of them share
+/// are counted in each.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
+    processes: Vec<u32>,
     /// Time on a CPU by thread id, in nanoseconds.
     thread_cpu_ns: BTreeMap<u32, u64>,
     user_ticks: u64,
@@ -29,29 +32,46 @@ pub struct Sample {
     pub fds: u64,
     /// Bytes that reached the block layer; 0 where `/proc/PID/io` is closed to us.
     pub disk_written_bytes: u64,
+    pub sockets: SocketMemory,
 }
 
 impl Sample {
     /// # Errors
     /// No such process, or not ours to look at.
     pub fn take(pid: u32) -> anyhow::Result<Self> {
-        let mut sample = Self::default();
-        for entry in fs::read_dir(format!("/proc/{pid}/task"))
-            .with_context(|| format!("no process {pid}"))?
-        {
-            sample.add_thread(pid, entry?.file_name().to_string_lossy().parse()?);
+        let mut sample = Self { sockets: SocketMemory::take(), ..Self::default() };
+        sample.add(pid)?;
+        for child in descendants(pid) {
+            // It may end while it is looked at.
+            sample.add(child).ok();
         }
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        (sample.user_ticks, sample.system_ticks) =
-            cpu_ticks(&stat).context("/proc/PID/stat has another shape")?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        sample.rss_kb = field(&status, "VmRSS:").unwrap_or(0);
-        sample.rss_peak_kb = field(&status, "VmHWM:").unwrap_or(0);
-        sample.rss_anonymous_kb = field(&status, "RssAnon:").unwrap_or(0);
-        sample.fds = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
-        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-        sample.disk_written_bytes = field(&io, "write_bytes:").unwrap_or(0);
         Ok(sample)
+    }
+
+    /// The process and its descendants.
+    pub fn processes(&self) -> &[u32] {
+        &self.processes
+    }
+
+    fn add(&mut self, pid: u32) -> anyhow::Result<()> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+            .with_context(|| format!("no process {pid}"))?;
+        let (user, system) = cpu_ticks(&stat).context("/proc/PID/stat has another shape")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+        for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+            self.add_thread(pid, thread);
+        }
+        self.processes.push(pid);
+        self.user_ticks += user;
+        self.system_ticks += system;
+        self.rss_kb += field(&status, "VmRSS:").unwrap_or(0);
+        self.rss_peak_kb += field(&status, "VmHWM:").unwrap_or(0);
+        self.rss_anonymous_kb += field(&status, "RssAnon:").unwrap_or(0);
+        self.fds += fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        self.disk_written_bytes += field(&io, "write_bytes:").unwrap_or(0);
+        Ok(())
     }
 
     /// A thread may end between the listing and the reading; then it is left out.
@@ -63,6 +83,27 @@ impl Sample {
         self.switches_voluntary += field(&status, "voluntary_ctxt_switches:").unwrap_or(0);
         self.switches_involuntary += field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
     }
+}
+
+/// Whoever this process started, and whoever they did.
+fn descendants(pid: u32) -> Vec<u32> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let parents: Vec<(u32, u32)> = processes
+        .flatten()
+        .filter_map(|entry| {
+            let child = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            Some((child, parent(&stat)?))
+        })
+        .collect();
+    let mut family = vec![pid];
+    let mut at = 0;
+    while let Some(&one) = family.get(at) {
+        let children = parents.iter().filter(|(child, parent)| *parent == one && *child != one);
+        family.extend(children.map(|(child, _)| *child));
+        at += 1;
+    }
+    family.split_off(1)
 }
 
 /// CPU time between two samples, in microseconds.
@@ -96,34 +137,78 @@ impl CpuTime {
     }
 }
 
-/// The accounts of one window; `units` is what the scenario counts (events, deliveries).
-pub fn usage(before: &Sample, after: &Sample, seconds: f64, unit: &str, units: u64) -> Value {
-    let cpu = CpuTime::between(before, after);
-    let per_unit =
-        |us: f64| if units == 0 { Value::Null } else { json!(round(us / units as f64, 3)) };
-    let mut usage = json!({
-        "cpu_user_us": round(cpu.user_us, 0),
-        "cpu_system_us": round(cpu.system_us, 0),
-        "cpu_cores": round(cpu.total_us() / 1e6 / seconds.max(1e-9), 3),
-        "cpu_source": if cpu.precise { "schedstat" } else { "stat (10 ms ticks: a thread ended)" },
-    });
-    usage[format!("cpu_us_per_{unit}")] = per_unit(cpu.total_us());
-    usage[format!("cpu_user_us_per_{unit}")] = per_unit(cpu.user_us);
-    usage[format!("cpu_system_us_per_{unit}")] = per_unit(cpu.system_us);
-    let delta = |from: u64, to: u64| to as i64 - from as i64;
-    let rest = json!({
-        "rss_before_kb": before.rss_kb,
-        "rss_after_kb": after.rss_kb,
-        "rss_peak_kb": after.rss_peak_kb,
-        "rss_anonymous_after_kb": after.rss_anonymous_kb,
-        "threads": after.thread_cpu_ns.len(),
-        "fds": after.fds,
-        "switches_voluntary": delta(before.switches_voluntary, after.switches_voluntary),
-        "switches_involuntary": delta(before.switches_involuntary, after.switches_involuntary),
-        "disk_written_bytes": delta(before.disk_written_bytes, after.disk_written_bytes),
-    });
-    crate::scenario::extend(&mut usage, rest);
-    usage
+/// The accounts of one window.
+#[derive(Clone, Debug, Serialize)]
+pub struct Usage {
+    pub cpu_us_per_op: Option<f64>,
+    pub user_us_per_op: Option<f64>,
+    pub sys_us_per_op: Option<f64>,
+    pub user_us: f64,
+    pub sys_us: f64,
+    /// CPUs that it kept busy.
+    pub cores: f64,
+    pub cpu_source: &'static str,
+    pub rss_bytes: u64,
+    pub rss_before_bytes: u64,
+    pub rss_peak_bytes: u64,
+    pub rss_anonymous_bytes: u64,
+    /// What TCP has charged for buffers on the whole machine: both ends of every connection are in it.
+    pub kernel_socket_bytes: u64,
+    pub kernel_socket_before_bytes: u64,
+    pub fds: u64,
+    pub processes: usize,
+    pub threads: usize,
+    pub context_switches: i64,
+    pub context_switches_involuntary: i64,
+    pub context_switches_per_op: Option<f64>,
+    pub disk_written_bytes: i64,
+    pub disk_written_bytes_per_op: Option<f64>,
+    pub syscalls: Option<Value>,
+}
+
+impl Usage {
+    pub fn between(
+        before: &Sample,
+        after: &Sample,
+        seconds: f64,
+        operations: u64,
+        syscalls: Option<Value>,
+    ) -> Self {
+        let cpu = CpuTime::between(before, after);
+        let each = |value: f64| (operations > 0).then(|| round(value / operations as f64, 3));
+        let grown = |from: u64, to: u64| to as i64 - from as i64;
+        let voluntary = grown(before.switches_voluntary, after.switches_voluntary);
+        let involuntary = grown(before.switches_involuntary, after.switches_involuntary);
+        let written = grown(before.disk_written_bytes, after.disk_written_bytes);
+        Self {
+            cpu_us_per_op: each(cpu.total_us()),
+            user_us_per_op: each(cpu.user_us),
+            sys_us_per_op: each(cpu.system_us),
+            user_us: round(cpu.user_us, 0),
+            sys_us: round(cpu.system_us, 0),
+            cores: round(cpu.total_us() / 1e6 / seconds.max(1e-9), 3),
+            cpu_source: if cpu.precise {
+                "schedstat"
+            } else {
+                "stat (10 ms ticks: a thread ended)"
+            },
+            rss_bytes: after.rss_kb * 1024,
+            rss_before_bytes: before.rss_kb * 1024,
+            rss_peak_bytes: after.rss_peak_kb * 1024,
+            rss_anonymous_bytes: after.rss_anonymous_kb * 1024,
+            kernel_socket_bytes: after.sockets.tcp_bytes,
+            kernel_socket_before_bytes: before.sockets.tcp_bytes,
+            fds: after.fds,
+            processes: after.processes.len(),
+            threads: after.thread_cpu_ns.len(),
+            context_switches: voluntary + involuntary,
+            context_switches_involuntary: involuntary,
+            context_switches_per_op: each((voluntary + involuntary) as f64),
+            disk_written_bytes: written,
+            disk_written_bytes_per_op: each(written as f64),
+            syscalls,
+        }
+    }
 }
 
 /// Kernel memory of sockets, for the whole machine: both ends of every connection are in it.
@@ -191,11 +276,19 @@ fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
 }
 
-/// utime and stime; the command's name before them may hold spaces and parentheses.
+/// The fields behind the command's name, which may hold spaces and parentheses.
+fn behind_name(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
+    Some(stat[stat.rfind(')')? + 1..].split_whitespace())
+}
+
+/// utime and stime.
 fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
-    let after_name = &stat[stat.rfind(')')? + 1..];
-    let mut fields = after_name.split_whitespace().skip(11);
+    let mut fields = behind_name(stat)?.skip(11);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+fn parent(stat: &str) -> Option<u32> {
+    behind_name(stat)?.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -216,6 +309,7 @@ mod tests {
     fn ticks_are_found_behind_an_odd_name() {
         let stat = "7 (a) b) (c)) S 1 2 3 4 5 6 7 8 9 10 123 456 0 0 20";
         assert_eq!(cpu_ticks(stat), Some((123, 456)));
+        assert_eq!(parent(stat), Some(1));
         assert_eq!(field("A: 1 kB\nVmRSS:\t  42 kB\n", "VmRSS:"), Some(42));
     }
 
@@ -232,6 +326,28 @@ mod tests {
         assert!(CpuTime::between(&before, &after).total_us() >= 10_000.0);
         assert!(after.rss_kb > 0 && after.fds > 0);
         assert!(SocketMemory::take().slab_kb > 0);
+        let usage = Usage::between(&before, &after, 0.06, 2, None);
+        assert!(usage.cpu_us_per_op.unwrap() >= 5_000.0 && usage.rss_bytes > 0);
+        assert!(Usage::between(&before, &after, 0.06, 0, None).cpu_us_per_op.is_none());
+    }
+
+    #[test]
+    fn children_and_their_children_are_counted_in() {
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", "sleep 20 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut output = std::io::BufReader::new(shell.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        let sleeper: u32 = line.trim().parse().unwrap();
+        let ours = Sample::take(std::process::id()).unwrap();
+        let theirs = Sample::take(shell.id()).unwrap();
+        std::process::Command::new("kill").arg(line.trim()).status().unwrap();
+        shell.wait().unwrap();
+        assert_eq!(theirs.processes(), [shell.id(), sleeper]);
+        assert!(ours.processes().contains(&sleeper), "{:?}", ours.processes());
     }
 
     #[test]

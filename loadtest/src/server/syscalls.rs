@@ -62,14 +62,14 @@ impl SyscallCount {
     ///
     /// # Errors
     /// Neither can; the text says what each of them answered.
-    pub fn attach(pid: u32) -> anyhow::Result<Self> {
+    pub fn attach(pids: &[u32]) -> anyhow::Result<Self> {
         let scratch = std::env::temp_dir().join(format!("rheostr-loadtest-{}", std::process::id()));
         fs::create_dir_all(&scratch)?;
-        let perf = match Self::perf(pid, &scratch) {
+        let perf = match Self::perf(pids, &scratch) {
             Ok(count) => return Ok(count),
             Err(error) => error,
         };
-        match Self::strace(pid, &scratch) {
+        match Self::strace(pids, &scratch) {
             Ok(count) => Ok(count),
             Err(strace) => {
                 fs::remove_dir_all(&scratch).ok();
@@ -78,7 +78,7 @@ impl SyscallCount {
         }
     }
 
-    fn perf(pid: u32, scratch: &Path) -> anyhow::Result<Self> {
+    fn perf(pids: &[u32], scratch: &Path) -> anyhow::Result<Self> {
         let (control, acknowledge) = (scratch.join("control"), scratch.join("acknowledge"));
         let open = |path: &Path| -> anyhow::Result<File> {
             fs::remove_file(path).ok();
@@ -90,7 +90,7 @@ impl SyscallCount {
         let named = NAMES.iter().map(|name| format!("syscalls:sys_enter_{name}"));
         let events = std::iter::once(ALL.to_owned()).chain(named).collect::<Vec<_>>().join(",");
         let child = Command::new("perf")
-            .args(["stat", "-x", ",", "-D", "-1", "-e", &events, "-p", &pid.to_string(), "-o"])
+            .args(["stat", "-x", ",", "-D", "-1", "-e", &events, "-p", &list(pids), "-o"])
             .arg(scratch.join("counts"))
             .arg(format!("--control=fifo:{},{}", control.display(), acknowledge.display()))
             .stdin(Stdio::null())
@@ -101,9 +101,9 @@ impl SyscallCount {
         Self { tool, child, scratch: scratch.to_owned() }.survive(Duration::from_millis(700))
     }
 
-    fn strace(pid: u32, scratch: &Path) -> anyhow::Result<Self> {
+    fn strace(pids: &[u32], scratch: &Path) -> anyhow::Result<Self> {
         let child = Command::new("strace")
-            .args(["-f", "-c", "-p", &pid.to_string(), "-o"])
+            .args(["-f", "-c", "-p", &list(pids), "-o"])
             .arg(scratch.join("counts"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -153,11 +153,11 @@ impl SyscallCount {
         Ok(kill_process(pid, Signal::INT)?)
     }
 
-    /// The counts of the closed window, per `unit` too.
+    /// The counts of the closed window.
     ///
     /// # Errors
     /// The tool does not end, or its output has another shape.
-    pub fn finish(mut self, unit: &str, units: u64) -> anyhow::Result<Value> {
+    pub fn finish(mut self, operations: u64) -> anyhow::Result<Value> {
         let deadline = Instant::now() + TOOL_PATIENCE;
         while self.child.try_wait()?.is_none() {
             ensure!(Instant::now() < deadline, "the tool does not end");
@@ -176,23 +176,24 @@ impl SyscallCount {
                 parse_strace(&output)?,
             ),
         };
-        let per_unit = |count: u64| {
-            if units == 0 { Value::Null } else { json!(round(count as f64 / units as f64, 4)) }
-        };
+        let per_op =
+            |count: u64| (operations > 0).then(|| round(count as f64 / operations as f64, 4));
         let mut by_name: Vec<(String, u64)> =
             counts.into_iter().filter(|(_, count)| *count > 0).collect();
         by_name.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         let by_name: serde_json::Map<String, Value> = by_name
             .into_iter()
-            .map(|(name, count)| {
-                (name, json!({"count": count, format!("per_{unit}"): per_unit(count)}))
-            })
+            .map(|(name, count)| (name, json!({"count": count, "per_op": per_op(count)})))
             .collect();
         Ok(json!({
-            "tool": tool, "effect_on_times": timing, "total": total,
-            format!("per_{unit}"): per_unit(total), "by_name": by_name,
+            "tool": tool, "effect_on_times": timing, "total": total, "per_op": per_op(total),
+            "by_name": by_name,
         }))
     }
+}
+
+fn list(pids: &[u32]) -> String {
+    pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 impl Drop for SyscallCount {

@@ -94,15 +94,20 @@ impl<'a> Publisher<'a> {
                 let next_ns = due as f64 * interval_ns;
                 for event in self.sent..due.min(all) {
                     self.lateness
-                        .record_ns(now.saturating_sub((event as f64 * interval_ns) as u64));
+                        .record(now, now.saturating_sub((event as f64 * interval_ns) as u64));
                 }
                 (due, Duration::from_nanos((next_ns as u64).saturating_sub(now)))
             }
         };
         let to = to.min(all);
         if to > self.sent {
-            for sent_ns in &self.shared.sent_ns[self.sent..to] {
-                sent_ns.store(now.max(1), Ordering::Release);
+            for event in self.sent..to {
+                // A schedule does not wait for a sender that is late.
+                let from = match self.pace {
+                    Pace::Burst { .. } => now,
+                    Pace::Paced { interval_ns } => (event as f64 * interval_ns) as u64,
+                };
+                self.shared.sent_ns[event].store(from.max(1), Ordering::Release);
             }
             connection.send(self.frames.slice(self.sent, to))?;
             self.sent = to;
@@ -159,7 +164,7 @@ impl<'a> Publisher<'a> {
                 }
                 self.answered_count += 1;
                 let sent = self.shared.sent_ns[position].load(Ordering::Relaxed);
-                self.ok_latency.record_ns(now.saturating_sub(sent));
+                self.ok_latency.record(now, now.saturating_sub(sent));
                 self.verdicts.add(accepted, &reason);
                 if !accepted || reason.starts_with("duplicate:") {
                     self.shared.refused.fetch_add(1, Ordering::Relaxed);
@@ -184,11 +189,13 @@ impl<'a> Publisher<'a> {
         });
     }
 
-    pub fn into_json(self) -> Value {
-        json!({
+    /// Its figures, and the latency of its OKs.
+    pub fn finish(self) -> (Value, Latency) {
+        let detail = json!({
             "events_published": self.sent, "accepted": self.verdicts.accepted,
-            "rejected": self.verdicts.rejected, "ok_latency_us": self.ok_latency.summary(),
+            "rejected": self.verdicts.rejected,
             "publisher_lateness_us": matches!(self.pace, Pace::Paced { .. }).then(|| self.lateness.summary()),
-        })
+        });
+        (detail, self.ok_latency)
     }
 }

@@ -106,7 +106,7 @@ impl Subscriber {
                 Ok(RelayMessage::Event { subscription, id }) if subscription == SUBSCRIPTION => {
                     if let Some(position) = self.on_event(&id, shared, violations) {
                         let sent = shared.sent_ns[position].load(Ordering::Acquire);
-                        latency.record_ns(now.saturating_sub(sent));
+                        latency.record(now, now.saturating_sub(sent));
                         self.keep(position, text);
                     }
                 }
@@ -241,15 +241,10 @@ mod tests {
         assert_eq!(see(&foreign.id), None);
         assert_eq!(see(&signed[3].id), Some(3));
         subscriber.judge(&shared, 5, &mut violations);
-        let counts: Vec<(String, u64)> = violations
-            .to_json()
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|one| (one["kind"].as_str().unwrap().to_owned(), one["count"].as_u64().unwrap()))
-            .collect();
+        let counts: Vec<(&str, u64)> =
+            violations.kinds().iter().map(|one| (one.name, one.count)).collect();
         let expected = ["delivery_missing", "delivery_of_foreign_event", "delivery_twice"];
         assert_eq!(subscriber.out_of_order, 1);
-        assert_eq!(counts, expected.map(|kind| (kind.to_owned(), 1)));
+        assert_eq!(counts, expected.map(|kind| (kind, 1)));
     }
 }

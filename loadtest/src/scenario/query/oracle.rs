@@ -222,12 +222,7 @@ mod tests {
     }
 
     fn kinds(violations: &Violations) -> Vec<String> {
-        let json = violations.to_json();
-        json.as_array()
-            .unwrap()
-            .iter()
-            .map(|one| one["kind"].as_str().unwrap().to_owned())
-            .collect()
+        violations.kinds().iter().map(|one| one.name.to_owned()).collect()
     }
 
     #[test]

@@ -1,0 +1,301 @@
+//! One JSON object a run: what was asked, what happened, what it cost, and what was wrong.
+//!
+//! `REPORT.md` beside `src/` documents every field; a test holds the two against each other.
+
+mod latency;
+mod violations;
+
+pub use latency::{Latency, LatencySummary, Throughput};
+pub use violations::Violations;
+
+use crate::scenario::Accounts;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// Grows when a field changes its meaning or goes; a new field leaves it alone.
+pub const SCHEMA: u32 = 1;
+
+/// What a scenario hands to `main`.
+#[derive(Debug)]
+pub struct Outcome {
+    pub violations: Violations,
+    /// How often a promise was held against what happened: answers, deliveries, queries, connections.
+    pub checked: u64,
+    /// What one operation is: `event`, `delivery`, `query`, `connection`.
+    pub unit: &'static str,
+    pub operations: u64,
+    pub pacing: Pacing,
+    /// By what they span. The first is the run's; there may be none.
+    pub latencies: Vec<(&'static str, Latency)>,
+    pub accounts: Accounts,
+    /// The scenario's own figures.
+    pub detail: Value,
+    /// A few lines for a person.
+    pub summary: String,
+}
+
+/// Who decides when an operation begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pacing {
+    /// A schedule, whatever the relay does: latency counts from when the operation was due.
+    Open,
+    /// The relay's answer to the one before: a relay that stalls is asked less, and its stall is seen once.
+    Closed,
+    /// Nothing is asked.
+    None,
+}
+
+/// What is emitted; the order is the reader's.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    schema: u32,
+    scenario: String,
+    label: Option<String>,
+    ok: bool,
+    oracle: Oracle,
+    unit: &'static str,
+    operations: u64,
+    seconds: f64,
+    ops_per_s: f64,
+    pacing: Pacing,
+    latency_us: Option<NamedLatency>,
+    /// The other latencies.
+    latencies_us: BTreeMap<&'static str, LatencySummary>,
+    throughput: Option<Throughput>,
+    #[serde(flatten)]
+    accounts: Accounts,
+    relay: Option<Value>,
+    /// Of the generator, like the commit.
+    version: &'static str,
+    commit: Option<&'static str>,
+    finished_at: u64,
+    parameters: Value,
+    detail: Value,
+}
+
+#[derive(Debug, Serialize)]
+struct Oracle {
+    checked: u64,
+    violations: u64,
+    kinds: Vec<violations::Kind>,
+}
+
+#[derive(Debug, Serialize)]
+struct NamedLatency {
+    of: &'static str,
+    #[serde(flatten)]
+    summary: LatencySummary,
+}
+
+/// What a report says besides its outcome.
+#[derive(Debug)]
+pub struct Subject {
+    pub scenario: String,
+    pub label: Option<String>,
+    pub parameters: Value,
+    /// What the relay says of itself (NIP-11).
+    pub relay: Option<Value>,
+    /// Unix time.
+    pub finished_at: u64,
+}
+
+impl Report {
+    pub fn new(subject: Subject, outcome: Outcome) -> Self {
+        let Outcome { violations, checked, unit, operations, pacing, .. } = outcome;
+        let mut latencies = outcome.latencies.iter();
+        let first = latencies.next();
+        Self {
+            schema: SCHEMA,
+            scenario: subject.scenario,
+            label: subject.label,
+            ok: violations.is_empty(),
+            oracle: Oracle { checked, violations: violations.count(), kinds: violations.kinds() },
+            unit,
+            operations,
+            seconds: round(outcome.accounts.elapsed.as_secs_f64(), 4),
+            ops_per_s: per_second(operations, outcome.accounts.elapsed),
+            pacing,
+            latency_us: first.map(|(of, latency)| NamedLatency { of, summary: latency.summary() }),
+            latencies_us: latencies.map(|(of, latency)| (*of, latency.summary())).collect(),
+            throughput: first.map(|(_, latency)| latency.throughput().clone()),
+            accounts: outcome.accounts,
+            relay: subject.relay,
+            version: env!("CARGO_PKG_VERSION"),
+            commit: Some(env!("RHEOSTR_COMMIT")).filter(|commit| !commit.is_empty()),
+            finished_at: subject.finished_at,
+            parameters: subject.parameters,
+            detail: outcome.detail,
+        }
+    }
+
+    pub fn is_ok(&self) -> bool {
+        self.ok
+    }
+
+    /// One line.
+    ///
+    /// # Panics
+    /// Never: it holds nothing that JSON cannot.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a report is JSON")
+    }
+
+    /// What went wrong, for a person.
+    pub fn complaints(&self) -> Vec<String> {
+        let one = |kind: &violations::Kind| {
+            format!("{} × {}: {}", kind.count, kind.name, kind.examples.join("; "))
+        };
+        self.oracle.kinds.iter().map(one).collect()
+    }
+}
+
+/// Keeps a run: `run.json`, and `NAME.hgrm` for each latency.
+///
+/// # Errors
+/// The directory cannot be made or written.
+pub fn keep(
+    directory: &Path,
+    report: &str,
+    histograms: &[(&'static str, String)],
+) -> anyhow::Result<()> {
+    fs::create_dir_all(directory)?;
+    for (name, log) in histograms {
+        fs::write(directory.join(format!("{name}.hgrm")), log)?;
+    }
+    Ok(fs::write(directory.join("run.json"), format!("{report}\n"))?)
+}
+
+/// Rounds for the reader; `digits` after the point.
+pub fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+/// `count` a second.
+pub fn per_second(count: u64, elapsed: Duration) -> f64 {
+    if elapsed.is_zero() { 0.0 } else { round(count as f64 / elapsed.as_secs_f64(), 1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{self, Machine};
+    use crate::scenario::Generator;
+    use crate::server::{Sample, Usage};
+    use serde_json::json;
+    use std::collections::BTreeSet;
+
+    /// What a scenario puts into them is its own.
+    const OPEN: [&str; 5] =
+        ["parameters", "detail", "relay.limitation", "latencies_us", "server.syscalls.by_name"];
+
+    fn report() -> Report {
+        let sample = Sample::take(std::process::id()).unwrap();
+        let syscalls = json!({
+            "tool": "perf stat", "effect_on_times": "none", "total": 2, "per_op": 1.0,
+            "by_name": {"read": {"count": 2, "per_op": 1.0}},
+        });
+        let elapsed = Duration::from_secs(2);
+        let cpu = machine::Sample::take();
+        let accounts = Accounts {
+            elapsed,
+            machine: Machine::between(cpu, cpu, elapsed, Duration::ZERO),
+            server: Some(Usage::between(&sample, &sample, 2.0, 4, Some(syscalls))),
+            generator: Generator {
+                limited: false,
+                cpu_share: 0.5,
+                wait_share: 0.0,
+                cpu_s: 1.0,
+                threads: 1,
+            },
+        };
+        let mut latency = Latency::default();
+        latency.record(150_000_000, 1000);
+        let mut violations = Violations::default();
+        violations.add_many("lost", 3, || "event x".to_owned());
+        let outcome = Outcome {
+            violations,
+            checked: 4,
+            unit: "event",
+            operations: 4,
+            pacing: Pacing::Open,
+            latencies: vec![("event_to_ok", latency.clone()), ("other", latency)],
+            accounts,
+            detail: json!({"own": {"figure": 1}}),
+            summary: String::new(),
+        };
+        let subject = Subject {
+            scenario: "ingest".to_owned(),
+            label: None,
+            parameters: json!({"url": "ws://127.0.0.1:7777"}),
+            relay: Some(json!({"name": 1, "software": 2, "version": 3, "limitation": {"x": 1}})),
+            finished_at: 1,
+        };
+        Report::new(subject, outcome)
+    }
+
+    /// Every leaf's path; a list's elements are `[]`.
+    fn paths(value: &Value, at: &str, into: &mut BTreeSet<String>) {
+        let below = |name: &str| match at {
+            "" => name.to_owned(),
+            _ => format!("{at}.{name}"),
+        };
+        match value {
+            _ if OPEN.contains(&at) => {
+                into.insert(at.to_owned());
+            }
+            Value::Object(members) => {
+                members.iter().for_each(|(name, member)| paths(member, &below(name), into));
+            }
+            Value::Array(elements) if elements.iter().any(Value::is_object) => {
+                elements.iter().for_each(|element| paths(element, &format!("{at}[]"), into));
+            }
+            _ => {
+                into.insert(at.to_owned());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_documented_is_what_is_emitted() {
+        let mut emitted = BTreeSet::new();
+        paths(&serde_json::from_str(&report().to_json()).unwrap(), "", &mut emitted);
+        let documented: BTreeSet<String> = include_str!("../../REPORT.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .map(|(field, _)| field.to_owned())
+            .collect();
+        let missing: Vec<_> = emitted.difference(&documented).collect();
+        let stale: Vec<_> = documented.difference(&emitted).collect();
+        assert!(missing.is_empty() && stale.is_empty(), "not there {missing:?}, gone {stale:?}");
+    }
+
+    #[test]
+    fn a_violation_is_on_top_and_rates_are_the_windows() {
+        let report = report();
+        let json = report.to_json();
+        assert!(json.starts_with(
+            "{\"schema\":1,\"scenario\":\"ingest\",\"label\":null,\"ok\":false,\"oracle\""
+        ));
+        let value: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((&value["ops_per_s"], &value["oracle"]["violations"]), (&json!(2.0), &json!(3)));
+        assert_eq!(value["throughput"]["operations"], json!([0, 1]));
+        assert_eq!(report.complaints(), ["3 × lost: event x"]);
+    }
+
+    #[test]
+    fn a_run_is_kept_with_its_histograms() {
+        let directory =
+            std::env::temp_dir().join(format!("rheostr-loadtest-keep-{}", std::process::id()));
+        keep(&directory, "{}", &[("event_to_ok", "log".to_owned())]).unwrap();
+        let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+        let kept = (read("run.json"), read("event_to_ok.hgrm"));
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(kept, ("{}\n".to_owned(), "log".to_owned()));
+    }
+}
