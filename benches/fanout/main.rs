@@ -1,11 +1,13 @@
 //! Fan-out: what the production path costs over bare sends. 200 loopback subscribers, frames of 425
 //! bytes, batches of 1 to 64 frames a subscriber and round.
 //!
-//! `cargo bench --bench fanout [-- [burst|paced] [--samples N] [--frames N]]`. The sending threads run on the first core, the
-//! thread that starts the rounds and drains the sockets on the second. Samples of the contenders are
-//! taken in turn; ratios are of samples taken in the same turn, and their median is shown. Measured is
-//! the CPU time of the sending thread, waking up for each round included. On loopback the sender's CPU
-//! pays for the receiving side of TCP too.
+//! `cargo bench --bench fanout [-- [burst|paced] [--samples N] [--frames N] [--only 'CONTENDER|...']]`.
+//! The sending threads run on the first core, the thread that starts the rounds and drains the sockets on
+//! the second. Samples of the contenders are taken in turn; ratios are of samples taken in the same turn,
+//! and their median is shown. Measured is the CPU time of the sending thread, waking up for each round
+//! included. The first rounds of a turn are not measured: they find the caches as another contender left
+//! them, which after a write a frame made them dearer by a third. On loopback the sender's CPU pays for the
+//! receiving side of TCP too.
 
 mod clients;
 mod clock;
@@ -68,8 +70,13 @@ impl Contender {
 
     /// CPU nanoseconds a delivered frame over `rounds` rounds.
     fn sample(&mut self, frames: usize, rounds: usize, pace: Duration) -> f64 {
-        let start = self.clock.ns();
-        for _ in 0..rounds {
+        let mut start = self.clock.ns();
+        let warm = rounds / 2;
+        for round in 0..warm + rounds {
+            if round == warm {
+                sleep(SETTLE);
+                start = self.clock.ns();
+            }
             let next = Instant::now() + pace;
             (self.go)(frames);
             self.clients.borrow_mut().receive(SUBSCRIBERS * frames * FRAME_BYTES);
@@ -165,6 +172,10 @@ fn main() {
         let (relay, contender) = relay::contender(name, backend);
         relays.push(relay);
         contenders.push(contender);
+    }
+    let mut named = std::env::args().skip_while(|argument| argument != "--only").skip(1);
+    if let Some(name) = named.next() {
+        contenders.retain(|contender| name.split('|').any(|name| name == contender.name));
     }
     let samples = option("--samples", 15);
     if wanted("burst") {
