@@ -103,14 +103,15 @@ fn deliveries(bench: &mut Bench, events: &[Bytes]) {
         let [plain, deflated] = ["plain", "deflated"]
             .map(|how| format!("a delivery, {how}, {subscribers} subscribers"));
         bench.measure(&plain, subscribers, || {
-            let json = next.next().expect("a cycle");
+            let json = Rc::new(next.next().expect("a cycle").clone());
             deliver(&mut outbox, &mut batch, subscribers, |outbox| {
                 outbox.push_event(&name, json.clone());
             });
         });
         bench.measure(&deflated, subscribers, || {
             let json = next.next().expect("a cycle");
-            let blocks = deflater.deflate(json, b"]", WindowBits::MAX);
+            let blocks = deflater.deflate(json, b"]", WindowBits::MAX).map(Rc::new);
+            let json = Rc::new(json.clone());
             deliver(&mut outbox, &mut batch, subscribers, |outbox| match &blocks {
                 Some(blocks) => outbox.push_deflated(&name, blocks.clone()),
                 None => outbox.push_event(&name, json.clone()),

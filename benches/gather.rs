@@ -11,6 +11,7 @@ use std::hint::black_box;
 use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::thread;
 
 use bytes::Bytes;
@@ -55,13 +56,7 @@ fn send_batch(stream: &TcpStream, batch: &Batch) {
     send_all(stream, &mut slices);
 }
 
-fn fill(
-    outbox: &mut Outbox,
-    name: &std::rc::Rc<Name>,
-    event: &Bytes,
-    frames: usize,
-    batch: &mut Batch,
-) {
+fn fill(outbox: &mut Outbox, name: &Rc<Name>, event: &Rc<Bytes>, frames: usize, batch: &mut Batch) {
     for _ in 0..frames {
         outbox.push_event(name, event.clone());
     }
@@ -72,7 +67,7 @@ fn fill(
 
 fn filling(bench: &mut Bench) {
     let name = Name::new(SubscriptionId::new("sub").expect("short"));
-    let event = Bytes::from(vec![b'x'; EVENT_BYTES]);
+    let event = Rc::new(Bytes::from(vec![b'x'; EVENT_BYTES]));
     let (mut outbox, mut batch) = (Outbox::default(), Batch::default());
     for frames in [1, 16, 64] {
         let (measured, floor) = (
@@ -83,7 +78,7 @@ fn filling(bench: &mut Bench) {
         let mut copy = Vec::new();
         bench.measure(&floor, frames, || {
             copy.clear();
-            (0..frames).for_each(|_| copy.extend_from_slice(black_box(&event)));
+            (0..frames).for_each(|_| copy.extend_from_slice(black_box(&**event)));
             black_box(&copy);
         });
         bench.compare(&measured, &floor);
@@ -92,7 +87,7 @@ fn filling(bench: &mut Bench) {
 
 fn sending(bench: &mut Bench) {
     let name = Name::new(SubscriptionId::new("sub").expect("short"));
-    let event = Bytes::from(vec![b'x'; EVENT_BYTES]);
+    let event = Rc::new(Bytes::from(vec![b'x'; EVENT_BYTES]));
     let mut stream = connection();
     for frames in [1, 16, 64] {
         let (mut outbox, mut batch) = (Outbox::default(), Batch::default());

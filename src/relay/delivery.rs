@@ -193,8 +193,8 @@ impl Shard {
             && session.outbox.has_room(messages_max, limits.outbox_bytes_max as usize);
         if straight {
             session.push_live(&subscription.name, live, &mut self.deflater);
+            session.ask_write(&mut self.effects);
             self.counters.delivered_live += 1;
-            self.ask_write(key);
         } else if subscription.live.len() < limits.live_queue_events_max as usize {
             subscription.live.push_back(live.clone());
             if subscription.stage == Stage::Live {

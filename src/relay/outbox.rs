@@ -62,6 +62,11 @@ impl Name {
     }
 }
 
+/// What frames of one shard share. [`Bytes`] counts its owners with atomics, for all shards; a frame for
+/// each of hundreds of subscribers is counted without.
+pub type Payload = Rc<Bytes>;
+
+/// Small, since hundreds of queues in turn take one for each event.
 #[derive(Debug)]
 struct StreamFrame {
     name: Rc<Name>,
@@ -71,16 +76,16 @@ struct StreamFrame {
 #[derive(Debug)]
 enum Body {
     /// The event's JSON, shared by every subscriber.
-    Event(Bytes),
+    Event(Payload),
     /// The event's JSON and `]`, deflated once for all subscribers of a window size.
-    Deflated(Bytes),
+    Deflated(Payload),
     /// The whole EOSE.
-    Eose(Box<[u8]>),
+    Eose(Payload),
     /// The whole CLOSED of a subscription the relay has ended.
-    Closed(Box<[u8]>),
+    Closed(Payload),
     /// A message on its way back.
     #[cfg(any(test, feature = "echo-endpoint"))]
-    Echo(Opcode, Bytes),
+    Echo(Opcode, Payload),
 }
 
 /// A close frame's content.
@@ -212,32 +217,30 @@ impl Lanes {
     }
 
     /// Queues an event of a subscription.
-    pub fn push_event(&mut self, name: &Rc<Name>, json: Bytes) {
-        self.stream_bytes += json.len();
-        self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Event(json) });
+    pub fn push_event(&mut self, name: &Rc<Name>, json: Payload) {
+        self.push_frame(name, Body::Event(json));
     }
 
     /// Queues an event that [`Deflater::deflate`](crate::wire::deflate::Deflater::deflate) has made
     /// blocks of, with the `]` behind it.
-    pub fn push_deflated(&mut self, name: &Rc<Name>, blocks: Bytes) {
-        self.stream_bytes += blocks.len();
-        self.stream.push_back(StreamFrame { name: name.clone(), body: Body::Deflated(blocks) });
+    pub fn push_deflated(&mut self, name: &Rc<Name>, blocks: Payload) {
+        self.push_frame(name, Body::Deflated(blocks));
     }
 
     /// Queues the EOSE of a subscription.
     pub fn push_eose(&mut self, name: &Rc<Name>) {
         let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
-        self.push_text(name, Body::Eose(eose.to_json().into()));
+        self.push_frame(name, Body::Eose(Rc::new(eose.to_json().into())));
     }
 
     /// Queues the CLOSED of a subscription the relay has ended.
     pub fn push_closed(&mut self, name: &Rc<Name>, text: &str) {
         let closed = RelayMessage::Closed { subscription: name.id(), text };
         self.stream_closed += 1;
-        self.push_text(name, Body::Closed(closed.to_json().into()));
+        self.push_frame(name, Body::Closed(Rc::new(closed.to_json().into())));
     }
 
-    fn push_text(&mut self, name: &Rc<Name>, body: Body) {
+    fn push_frame(&mut self, name: &Rc<Name>, body: Body) {
         self.stream_bytes += body.len();
         self.stream.push_back(StreamFrame { name: name.clone(), body });
     }
@@ -245,9 +248,7 @@ impl Lanes {
     /// Queues an echo.
     #[cfg(any(test, feature = "echo-endpoint"))]
     pub(super) fn push_echo(&mut self, name: &Rc<Name>, opcode: Opcode, payload: Bytes) {
-        self.stream_bytes += payload.len();
-        let body = Body::Echo(opcode, payload);
-        self.stream.push_back(StreamFrame { name: name.clone(), body });
+        self.push_frame(name, Body::Echo(opcode, Rc::new(payload)));
     }
 
     /// Drops the frames of a subscription that wait; returns how many events were among them.
@@ -405,8 +406,10 @@ impl Body {
 
     fn len(&self) -> usize {
         match self {
-            Self::Event(bytes) | Self::Deflated(bytes) => bytes.len(),
-            Self::Eose(text) | Self::Closed(text) => text.len(),
+            Self::Event(payload)
+            | Self::Deflated(payload)
+            | Self::Eose(payload)
+            | Self::Closed(payload) => payload.len(),
             #[cfg(any(test, feature = "echo-endpoint"))]
             Self::Echo(_, payload) => payload.len(),
         }
@@ -432,7 +435,7 @@ mod tests {
     fn control_overtakes_replies_overtake_the_stream_and_close_is_last() {
         let mut outbox = Outbox::default();
         let name = Name::new(SubscriptionId::new("s\"1").unwrap());
-        outbox.push_event(&name, Bytes::from_static(b"{\"first\":1}"));
+        outbox.push_event(&name, Rc::new(Bytes::from_static(b"{\"first\":1}")));
         outbox.push_eose(&name);
         outbox.push_close(Close { code: Some(1001), reason: "bye" });
         outbox.push_close(Close { code: Some(1002), reason: "late" });
@@ -474,8 +477,8 @@ mod tests {
         let mut outbox = Outbox::default();
         let id = || SubscriptionId::new("s").unwrap();
         let (old, new) = (Name::new(id()), Name::new(id()));
-        outbox.push_event(&old, Bytes::from_static(b"{\"old\":1}"));
-        outbox.push_event(&new, Bytes::from_static(b"{\"new\":1}"));
+        outbox.push_event(&old, Rc::new(Bytes::from_static(b"{\"old\":1}")));
+        outbox.push_event(&new, Rc::new(Bytes::from_static(b"{\"new\":1}")));
         outbox.push_eose(&old);
         assert_eq!(outbox.purge(&old), 1);
         let mut batch = Batch::default();
@@ -490,7 +493,7 @@ mod tests {
         let name = Name::new(SubscriptionId::new("s").unwrap());
         for n in 0..3 {
             assert!(outbox.has_room(3, 1000), "{n}");
-            outbox.push_event(&name, Bytes::from(vec![b'x'; 10]));
+            outbox.push_event(&name, Rc::new(vec![b'x'; 10].into()));
         }
         assert_eq!((outbox.stream_len(), outbox.stream_bytes()), (3, 30));
         assert!(!outbox.has_room(3, 1000));
@@ -516,7 +519,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let name = Name::new(SubscriptionId::new("s").unwrap());
         for _ in 0..40 {
-            outbox.push_event(&name, Bytes::from(vec![b'x'; 8000]));
+            outbox.push_event(&name, Rc::new(vec![b'x'; 8000].into()));
         }
         outbox.push_close(Close { code: Some(1001), reason: "" });
         let mut batches = 0;

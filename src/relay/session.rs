@@ -18,9 +18,10 @@ use super::admission::Standing;
 #[cfg(any(test, feature = "echo-endpoint"))]
 use super::echo::Echo;
 use super::limits::Limits;
-use super::outbox::{Name, Outbox};
+use super::outbox::{Name, Outbox, Payload};
 use super::planted::{Bug, planted};
 use super::ports::Sequence;
+use super::shard::Effect;
 use crate::nostr::{Candidate, Event, SubscriptionId};
 use crate::wire::deflate::{Deflater, WindowBits};
 use crate::wire::websocket::Decoder;
@@ -186,15 +187,23 @@ impl Session {
     pub(super) fn push_live(&mut self, name: &Rc<Name>, live: &LiveEvent, deflater: &mut Deflater) {
         match self.deflate.and_then(|window| live.deflated(window, deflater)) {
             Some(blocks) => self.outbox.push_deflated(name, blocks),
-            None => self.outbox.push_event(name, live.event.json()),
+            None => self.outbox.push_event(name, live.json.clone()),
         }
     }
 
     /// Queues a stored event; the outbox has room.
     pub(super) fn push_stored(&mut self, name: &Rc<Name>, json: Bytes, deflater: &mut Deflater) {
         match self.deflate.and_then(|window| deflater.deflate(&json, b"]", window)) {
-            Some(blocks) => self.outbox.push_deflated(name, blocks),
-            None => self.outbox.push_event(name, json),
+            Some(blocks) => self.outbox.push_deflated(name, Rc::new(blocks)),
+            None => self.outbox.push_event(name, Rc::new(json)),
+        }
+    }
+
+    /// Asks the driver, once, for a batch to be written.
+    pub(super) fn ask_write(&mut self, effects: &mut VecDeque<Effect>) {
+        if !self.writing && !self.write_asked {
+            self.write_asked = true;
+            effects.push_back(Effect::Write(self.key));
         }
     }
 
@@ -254,13 +263,15 @@ pub(super) enum Stage {
 /// A live event, shared by the subscriptions of one shard that wait to deliver it. While one does, its
 /// bytes count.
 pub(super) struct LiveEvent {
-    pub(super) event: Event,
+    json: Payload,
+    /// Of the record that `json` is a part of, and keeps.
+    record_bytes: usize,
     /// `None` for an ephemeral event, which no stored query can have served.
     pub(super) sequence: Option<Sequence>,
     pub(super) received_ms: u64,
     /// What [`Deflater::deflate`] made of it, for each window size somebody here has asked for; their
     /// bytes count too.
-    deflated: RefCell<Vec<(WindowBits, Option<Bytes>)>>,
+    deflated: RefCell<Vec<(WindowBits, Option<Payload>)>>,
     held: LiveBytes,
 }
 
@@ -269,24 +280,25 @@ pub(super) type LiveBytes = Rc<Cell<usize>>;
 
 impl LiveEvent {
     pub(super) fn new(
-        event: Event,
+        event: &Event,
         sequence: Option<Sequence>,
         received_ms: u64,
         held: &LiveBytes,
     ) -> Rc<Self> {
-        held.set(held.get() + event.record().len());
+        let (json, record_bytes) = (Rc::new(event.json()), event.record().len());
+        held.set(held.get() + record_bytes);
         let (deflated, held) = (RefCell::default(), held.clone());
-        Rc::new(Self { event, sequence, received_ms, deflated, held })
+        Rc::new(Self { json, record_bytes, sequence, received_ms, deflated, held })
     }
 
     /// The event's JSON and `]` as blocks, if they are shorter; made once.
-    fn deflated(&self, window: WindowBits, deflater: &mut Deflater) -> Option<Bytes> {
+    fn deflated(&self, window: WindowBits, deflater: &mut Deflater) -> Option<Payload> {
         let mut made = self.deflated.borrow_mut();
         if let Some((_, blocks)) = made.iter().find(|(of, _)| *of == window) {
             return blocks.clone();
         }
-        let blocks = deflater.deflate(&self.event.json(), b"]", window);
-        self.held.set(self.held.get() + blocks.as_ref().map_or(0, Bytes::len));
+        let blocks = deflater.deflate(&self.json, b"]", window).map(Rc::new);
+        self.held.set(self.held.get() + blocks.as_ref().map_or(0, |blocks| blocks.len()));
         made.push((window, blocks.clone()));
         blocks
     }
@@ -295,7 +307,7 @@ impl LiveEvent {
 impl Drop for LiveEvent {
     fn drop(&mut self) {
         let deflated = self.deflated.get_mut().iter().flat_map(|(_, blocks)| blocks);
-        let bytes = self.event.record().len() + deflated.map(Bytes::len).sum::<usize>();
+        let bytes = self.record_bytes + deflated.map(|blocks| blocks.len()).sum::<usize>();
         self.held.set(self.held.get() - bytes);
     }
 }

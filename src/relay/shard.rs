@@ -477,7 +477,7 @@ impl Shard {
         self.index.matches(event.view(), &mut matched);
         let count = matched.len() as u64;
         if count > 0 {
-            let live = LiveEvent::new(event.clone(), sequence, now.ms, &self.live_bytes);
+            let live = LiveEvent::new(event, sequence, now.ms, &self.live_bytes);
             for slot in matched.drain(..) {
                 self.deliver(slot, &live);
                 let waits = |s: &Subscription| !s.live.is_empty();
@@ -516,10 +516,10 @@ impl Shard {
 
     /// Asks the driver, once, for a batch to be written.
     pub(super) fn ask_write(&mut self, key: ConnectionKey) {
-        let Some(session) = self.session(key) else { return };
-        if !session.writing && !session.write_asked {
-            session.write_asked = true;
-            self.effects.push_back(Effect::Write(key));
+        let stranger = planted(Bug::WordToStranger);
+        let session = self.sessions.get_mut(key.slot());
+        if let Some(session) = session.filter(|session| session.key == key || stranger) {
+            session.ask_write(&mut self.effects);
         }
     }
 }

@@ -135,16 +135,23 @@ pub const DEFLATED_BIT: u8 = 0x40;
 
 /// Appends the header of an unfragmented frame to a client.
 pub fn write_header(out: &mut Vec<u8>, opcode: Opcode, payload_len: usize) {
-    let header = FrameHeader {
-        is_final: true,
-        rsv1: false,
-        rsv2: false,
-        rsv3: false,
-        opcode: opcode.to_wire(),
-        mask: None,
-    };
-    header.format(payload_len as u64, out).expect("a vector takes every write");
+    let first = FIN_BIT | u8::from(opcode.to_wire());
+    if let Ok(len @ ..=LONGEST_IN_A_BYTE) = u8::try_from(payload_len) {
+        out.extend_from_slice(&[first, len]);
+    } else if let Ok(len) = u16::try_from(payload_len) {
+        let [high, low] = len.to_be_bytes();
+        out.extend_from_slice(&[first, LONGEST_IN_A_BYTE + 1, high, low]);
+    } else {
+        out.extend_from_slice(&[first, LONGEST_IN_A_BYTE + 2]);
+        out.extend_from_slice(&(payload_len as u64).to_be_bytes());
+    }
 }
+
+/// The first byte of a message's last frame.
+const FIN_BIT: u8 = 0x80;
+
+/// A longer payload's length stands in the two or eight bytes that follow.
+const LONGEST_IN_A_BYTE: u8 = 125;
 
 /// XORs `payload` with the mask, whose byte `phase % 4` meets the first byte (RFC 6455 §5.3).
 pub fn unmask(payload: &mut [u8], mask: [u8; 4], phase: usize) {
@@ -187,6 +194,20 @@ mod tests {
             assert_eq!(ClientHeader::read(bytes), Err(error), "{bytes:x?}");
         }
         assert_eq!(ClientHeader::read(&[0x81, 0xfe, 0]), Ok(None));
+    }
+
+    #[test]
+    fn what_is_written_is_what_the_library_writes() {
+        for len in [0, 1, 125, 126, 127, 255, 256, 65_535, 65_536, 1 << 20] {
+            for opcode in [Opcode::Text, Opcode::Binary, Opcode::Close, Opcode::Ping, Opcode::Pong]
+            {
+                let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+                write_header(&mut ours, opcode, len);
+                let header = FrameHeader { opcode: opcode.to_wire(), ..FrameHeader::default() };
+                header.format(len as u64, &mut theirs).unwrap();
+                assert_eq!(ours, theirs, "{opcode:?} of {len} bytes");
+            }
+        }
     }
 
     proptest! {
