@@ -73,7 +73,7 @@ pub fn contender(name: &'static str, backend: Choice) -> (Relay, Contender) {
         sink.publish(&Arc::new(CommitBatch {
             last_sequence: last,
             stored: stored.collect(),
-            verdicts: Vec::new(),
+            ..CommitBatch::default()
         }));
         sequence.set(last);
     };
@@ -111,7 +111,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
         last_sequence: 0,
         submit: writer.handle(),
         read: readers.handle(),
-        observe: vec![Box::new(move |counters| {
+        observe: vec![Box::new(move |counters, _| {
             sent[0].store(counters.frames_out, Ordering::Relaxed);
             sent[1].store(counters.batches_out, Ordering::Relaxed);
         })],

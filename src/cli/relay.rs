@@ -27,7 +27,7 @@ use crate::driver::places::Places;
 use crate::driver::{self, Mesh, Observe};
 use crate::nostr::nip11;
 use crate::ops::admin::{CHUNK_EVENTS_MAX, Running};
-use crate::ops::metrics::{CommitMetrics, Metrics, ShardMetrics, Sources};
+use crate::ops::metrics::{CommitMetrics, Metrics, ShardMetrics, ShardTimes, Sources};
 use crate::ops::server::{Writes, verdict_channel};
 use crate::ops::{Listeners, Ops};
 use crate::relay::Pages;
@@ -120,7 +120,9 @@ impl Relay {
             Readers::spawn(&store, config.reader_count(), READER_QUEUE_JOBS_MAX, READER_SLICE)?;
 
         let shard_metrics: Vec<Arc<ShardMetrics>> = (0..count).map(|_| Arc::default()).collect();
-        let observe = shard_metrics.iter().cloned().map(observe).collect();
+        let shard_times: Vec<Arc<ShardTimes>> = (0..count).map(|_| Arc::default()).collect();
+        let observe = shard_metrics.iter().cloned().zip(shard_times.iter().cloned());
+        let observe = observe.map(|(metrics, times)| observe_shard(metrics, times)).collect();
         let places = Places::new(config.limits.connections_per_ip_max);
         let shards = driver::start(driver::Config {
             listen: config.listen,
@@ -144,6 +146,7 @@ impl Relay {
         let metrics = Metrics {
             backend: shards.backend,
             shards: shard_metrics,
+            times: shard_times,
             commits,
             sources: Some(Sources {
                 store: store.clone(),
@@ -244,8 +247,11 @@ fn writer_options(config: &Config, shards: usize) -> WriterOptions {
     }
 }
 
-fn observe(metrics: Arc<ShardMetrics>) -> Observe {
-    Box::new(move |counters| metrics.publish(counters))
+fn observe_shard(metrics: Arc<ShardMetrics>, times: Arc<ShardTimes>) -> Observe {
+    Box::new(move |counters, timings| {
+        metrics.publish(counters);
+        times.publish(timings);
+    })
 }
 
 fn choice(backend: Backend) -> Choice {

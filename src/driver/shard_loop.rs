@@ -31,6 +31,7 @@ use super::{listener, sockopt};
 use crate::nostr::Event;
 use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
+use crate::relay::timings::Timings;
 use crate::relay::{Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard};
 use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
 use crate::wire::batch::Batch;
@@ -64,8 +65,8 @@ const CANCELLED_SLICES_MAX: usize = 256;
 const BATCHES_KEPT_MAX: usize = 1024;
 const BATCHES_KEPT_BYTES_MAX: usize = 16 << 20;
 
-/// Called with a shard's counters a few times a second.
-pub type Observe = Box<dyn Fn(&Counters) + Send>;
+/// Called with what a shard has counted and timed, a few times a second.
+pub type Observe = Box<dyn Fn(&Counters, &Timings) + Send>;
 
 /// What a shard is made of, before its thread runs.
 pub struct Parts {
@@ -89,6 +90,10 @@ type Begun<B> = (Rc<Connection<B>>, <<B as Backend>::Socket as Socket>::Sending)
 /// See the module.
 pub struct ShardLoop<B: Backend> {
     core: RefCell<Shard>,
+    /// The time of this turn.
+    now: Cell<Now>,
+    /// The thread may have waited since it last looked at the clock.
+    has_waited: Cell<bool>,
     pub(super) number: usize,
     mailbox: Mailbox,
     pub(super) peers: Arc<[Address]>,
@@ -134,6 +139,8 @@ impl<B: Backend> ShardLoop<B> {
     ) -> std::io::Result<()> {
         let shard = Rc::new(Self {
             core: RefCell::new((parts.core)()),
+            now: Cell::new(clock::now().0),
+            has_waited: Cell::new(true),
             number: parts.number,
             mailbox: parts.mailbox,
             peers: parts.peers,
@@ -162,9 +169,13 @@ impl<B: Backend> ShardLoop<B> {
         B::spawn_local(shard.clone().keep_time());
         ready();
         loop {
+            shard.has_waited.set(true);
             shard.mailbox.wait().await;
+            shard.begin_turn();
             while shard.tick() || shard.has_begun_writes() {
+                shard.has_waited.set(true);
                 B::breathe().await;
+                shard.begin_turn();
                 shard.end_writes();
             }
             if shard.core.borrow().is_done() {
@@ -184,14 +195,30 @@ impl<B: Backend> ShardLoop<B> {
     }
 
     fn observe(&self) {
-        let mut counters = self.core.borrow().counters();
+        let core = self.core.borrow();
+        let mut counters = core.counters();
         counters.bus_waiting = self.mailbox.len() as u64;
-        (self.observe)(&counters);
+        (self.observe)(&counters, &core.timings());
     }
 
     /// Calls into the core, with the time.
     pub(super) fn with<R>(&self, call: impl FnOnce(&mut Shard, Now) -> R) -> R {
-        call(&mut self.core.borrow_mut(), clock::now())
+        if self.begin_turn() {
+            // The tick follows, and the thread may wait again after it.
+            self.nudge();
+        }
+        call(&mut self.core.borrow_mut(), self.now.get())
+    }
+
+    /// Looks at the clock if the thread may have waited since it last did; whether it may have.
+    fn begin_turn(&self) -> bool {
+        let has_waited = self.has_waited.replace(false);
+        if has_waited {
+            let (now, us) = clock::now();
+            self.now.set(now);
+            self.core.borrow_mut().begin_turn(us);
+        }
+        has_waited
     }
 
     /// Asks for a tick after the tasks that are ready now.
@@ -357,7 +384,7 @@ impl<B: Backend> ShardLoop<B> {
 
     /// Carries out what the core decided.
     fn act(self: &Rc<Self>) {
-        let now = clock::now();
+        let now = self.now.get();
         loop {
             let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
             match effect {
@@ -406,7 +433,7 @@ impl<B: Backend> ShardLoop<B> {
     /// Looks at the writes that were begun. Where a socket did not take all, a task goes on; where more
     /// has come to wait, the next write begins.
     fn end_writes(self: &Rc<Self>) {
-        let now = clock::now();
+        let now = self.now.get();
         let mut ended = self.begun.take();
         for (connection, mut sending) in ended.drain(..) {
             let polled = Pin::new(&mut sending).poll(&mut Context::from_waker(Waker::noop()));

@@ -14,9 +14,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::histogram::{Distribution, Histogram};
 use crate::driver::bus::Address;
 use crate::driver::places::Places;
 use crate::relay::counters::Counters;
+use crate::relay::timings::{BOUNDS_US, Durations, Timings};
 use crate::store::{CommitStats, ReadersHandle, Store, WriterHandle};
 
 /// One number that one thread writes and others read.
@@ -170,53 +172,60 @@ metrics! {
     }
 }
 
-/// Counts by fixed upper bounds; one writer.
+/// What one shard times; its thread is the one writer.
 #[derive(Debug)]
-pub struct Histogram<const N: usize> {
-    bounds: [f64; N],
-    /// One more than bounds: the last is without bound.
-    counts: [Meter; N],
-    above: Meter,
-    sum: Meter,
-    /// Observed units in one exposed unit.
-    scale: f64,
+#[repr(align(128))]
+pub struct ShardTimes {
+    eose: Histogram<{ BOUNDS_US.len() }>,
+    /// As [`STAGES`] name them.
+    fanout: [Histogram<{ BOUNDS_US.len() }>; STAGES.len()],
 }
 
-impl<const N: usize> Histogram<N> {
-    fn new(bounds: [f64; N], scale: f64) -> Self {
-        Self {
-            bounds,
-            counts: [const { Meter(AtomicU64::new(0)) }; N],
-            above: Meter::default(),
-            sum: Meter::default(),
-            scale,
+/// The way of an event, from the bytes received to the bytes sent.
+const STAGES: [&str; 3] = ["commit", "enqueue", "sent"];
+
+impl Default for ShardTimes {
+    fn default() -> Self {
+        let histogram = || Histogram::new(BOUNDS_US.map(|us| us as f64 / 1e6), 1e6);
+        Self { eose: histogram(), fanout: STAGES.map(|_| histogram()) }
+    }
+}
+
+impl ShardTimes {
+    /// Takes over what was timed; for the one writer.
+    pub fn publish(&self, timings: &Timings) {
+        let Timings { eose, commit, enqueue, sent } = timings;
+        let publish = |into: &Histogram<_>, Durations { counts, sum_us }: &Durations| {
+            into.publish(counts, *sum_us);
+        };
+        publish(&self.eose, eose);
+        for (into, durations) in self.fanout.iter().zip([commit, enqueue, sent]) {
+            publish(into, durations);
         }
     }
+}
 
-    fn observe(&self, value: u64) {
-        #[expect(clippy::cast_precision_loss, reason = "a bucket is no finer")]
-        let exposed = value as f64 / self.scale;
-        let at = self.bounds.iter().position(|bound| exposed <= *bound);
-        at.map_or(&self.above, |at| &self.counts[at]).add(1);
-        self.sum.add(value);
+/// Encodes what the shards time, each histogram over all of them.
+fn encode_times(
+    encoder: &mut DescriptorEncoder<'_>,
+    shards: &[Arc<ShardTimes>],
+) -> Result<(), fmt::Error> {
+    let sum = |of: &dyn Fn(&ShardTimes) -> Distribution| {
+        shards.iter().map(|shard| of(shard)).reduce(Distribution::and).unwrap_or_default()
+    };
+    let help = "From a REQ to its EOSE in the outbox.";
+    let kind = MetricType::Histogram;
+    let mut metric = encoder.encode_descriptor("req_eose_seconds", help, None, kind)?;
+    sum(&|shard| shard.eose.read()).encode(&mut metric)?;
+    let help = "The way of an event: received until durable (commit), then until it is in the queues \
+                of a shard's subscribers (enqueue), then, by frame, until the socket took it (sent).";
+    let kind = MetricType::Histogram;
+    let mut metric = encoder.encode_descriptor("fanout_latency_seconds", help, None, kind)?;
+    for (at, stage) in STAGES.into_iter().enumerate() {
+        let labels = [("stage", stage)];
+        sum(&|shard| shard.fanout[at].read()).encode(&mut metric.encode_family(&labels)?)?;
     }
-
-    fn encode(
-        &self,
-        encoder: &mut DescriptorEncoder<'_>,
-        name: &str,
-        help: &str,
-    ) -> Result<(), fmt::Error> {
-        let mut buckets: Vec<(f64, u64)> =
-            self.bounds.iter().zip(&self.counts).map(|(bound, n)| (*bound, n.get())).collect();
-        buckets.push((f64::MAX, self.above.get()));
-        let count = buckets.iter().map(|(_, n)| n).sum();
-        #[expect(clippy::cast_precision_loss, reason = "exposed as a float")]
-        let sum = self.sum.get() as f64 / self.scale;
-        encoder
-            .encode_descriptor(name, help, None, MetricType::Histogram)?
-            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
-    }
+    Ok(())
 }
 
 /// What the writer thread measures of its commits; it is the one writer.
@@ -259,8 +268,13 @@ impl CommitMetrics {
 
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let time = "Time from the start of a transaction until it is durable.";
-        self.time.encode(encoder, "commit_seconds", time)?;
-        self.events.encode(encoder, "commit_events", "Submissions in one commit.")?;
+        let mut metric =
+            encoder.encode_descriptor("commit_seconds", time, None, MetricType::Histogram)?;
+        self.time.read().encode(&mut metric)?;
+        let events = "Submissions in one commit.";
+        let mut metric =
+            encoder.encode_descriptor("commit_events", events, None, MetricType::Histogram)?;
+        self.events.read().encode(&mut metric)?;
         let stored = "Events stored.";
         encode_single(encoder, "store_stored", Sort::Counter, stored, self.stored.get())?;
         let bytes = "Bytes of submitted records.";
@@ -322,6 +336,8 @@ pub struct Metrics {
     pub backend: &'static str,
     /// One for each shard.
     pub shards: Vec<Arc<ShardMetrics>>,
+    /// One for each shard.
+    pub times: Vec<Arc<ShardTimes>>,
     /// The writer's commits.
     pub commits: Arc<CommitMetrics>,
     /// What is looked at when a scrape comes; `None` before there is anything.
@@ -353,6 +369,7 @@ impl Collector for Metrics {
         let rows: Vec<(&str, &[u64])> =
             names.iter().zip(&shards).map(|(name, row)| (name.as_str(), &row[..])).collect();
         encode_shards(&mut encoder, &rows)?;
+        encode_times(&mut encoder, &self.times)?;
         self.commits.encode(&mut encoder)?;
         self.sources.as_ref().map_or(Ok(()), |sources| sources.encode(&mut encoder))
     }
@@ -410,7 +427,8 @@ mod tests {
 
     fn metrics() -> Metrics {
         let shards = vec![Arc::default(), Arc::default()];
-        Metrics { shards, backend: "epoll", ..Metrics::default() }
+        let times = vec![Arc::default(), Arc::default()];
+        Metrics { shards, times, backend: "epoll", ..Metrics::default() }
     }
 
     #[test]
@@ -458,6 +476,29 @@ mod tests {
     }
 
     #[test]
+    fn what_shards_time_is_summed() {
+        let metrics = metrics();
+        for (shard, took_us) in metrics.times.iter().zip([150, 3_000_000]) {
+            let mut timings = Timings::default();
+            timings.eose.observe(1, 1 + took_us, 1);
+            timings.sent.observe(1, 1 + took_us, 10);
+            shard.publish(&timings);
+        }
+        let text = metrics.scrape();
+        for line in [
+            "relay_req_eose_seconds_bucket{le=\"0.0002\"} 1",
+            "relay_req_eose_seconds_count 2",
+            "relay_req_eose_seconds_sum 3.00015",
+            "relay_fanout_latency_seconds_count{stage=\"commit\"} 0",
+            "relay_fanout_latency_seconds_count{stage=\"sent\"} 20",
+            "relay_fanout_latency_seconds_bucket{le=\"2.0\",stage=\"sent\"} 10",
+            "relay_fanout_latency_seconds_bucket{le=\"5.0\",stage=\"sent\"} 20",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
     fn commits_fall_into_their_buckets() {
         let metrics = metrics();
         let commit = |submitted, micros, failed| CommitStats {
@@ -492,6 +533,7 @@ mod tests {
     #[test]
     fn writers_do_not_share_cache_lines() {
         assert_eq!(align_of::<ShardMetrics>(), 128);
+        assert_eq!(align_of::<ShardTimes>(), 128);
         assert_eq!(align_of::<CommitMetrics>(), 128);
     }
 }

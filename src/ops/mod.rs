@@ -6,6 +6,7 @@
 //! nothing that happens here can hold up a shard.
 
 pub mod admin;
+mod histogram;
 pub mod http;
 pub mod line;
 pub mod metrics;

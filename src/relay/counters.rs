@@ -1,4 +1,4 @@
-//! What a shard counts: plain numbers, copied out by the driver once a tick.
+//! What a shard counts: plain numbers, copied out by the driver a few times a second.
 
 /// Counts since the shard began; gauges are named so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -62,6 +62,7 @@ impl Shard {
                 false => Box::default(),
             },
             snapshot: None,
+            asked_us: self.turn_us,
             live_ms: 0,
             stored: VecDeque::new(),
             live: VecDeque::new(),
@@ -193,7 +194,7 @@ impl Shard {
             && session.outbox.has_room(messages_max, limits.outbox_bytes_max as usize);
         if straight {
             session.push_live(&subscription.name, live, &mut self.deflater);
-            session.ask_write(&mut self.effects);
+            session.ask_write(&mut self.effects, self.turn_us);
             self.counters.delivered_live += 1;
         } else if subscription.live.len() < limits.live_queue_events_max as usize {
             subscription.live.push_back(live.clone());
@@ -357,6 +358,7 @@ impl Shard {
                     }
                     Stage::Finishing => {
                         session.outbox.push_eose(&subscription.name);
+                        self.timings.eose.observe(subscription.asked_us, self.turn_us, 1);
                         if planted(Bug::EoseTwice) {
                             session.outbox.push_eose(&subscription.name);
                         }
@@ -470,7 +472,12 @@ mod tests {
         let count = submitted.len() as u64;
         let verdicts = submitted.iter().map(|s| (s.ticket, Verdict::Stored)).collect();
         let stored = (first..).zip(submitted.into_iter().map(|s| s.event)).collect();
-        let batch = CommitBatch { last_sequence: first + count - 1, stored, verdicts };
+        let batch = CommitBatch {
+            last_sequence: first + count - 1,
+            stored,
+            verdicts,
+            ..CommitBatch::default()
+        };
         assert_eq!(shard.handle_commit(&batch, 0, u64::MAX, NOW), None);
         assert_eq!(shard.last_sequence, first + count - 1);
     }

@@ -27,6 +27,7 @@ pub mod shard;
 #[cfg(test)]
 mod simulation;
 pub mod subscriptions;
+pub mod timings;
 
 pub use crate::wire::deflate::{Accept, DEFLATER_BYTES_MAX, WINDOW_BYTES};
 pub use admission::{Admission, Arrival};

@@ -55,6 +55,9 @@ pub enum Verdict {
 pub struct CommitBatch {
     /// The last sequence number in use after this commit.
     pub last_sequence: Sequence,
+    /// When it was durable, in microseconds of the clock that shards' turns are told in; 0 = nobody
+    /// measured.
+    pub durable_us: u64,
     /// The stored events with their sequence numbers, ascending.
     pub stored: Vec<(Sequence, Event)>,
     /// The verdict on every submission of the batch, in order of submission.

@@ -273,7 +273,7 @@ impl Shard {
             return;
         };
         session.verify_bytes += candidate.event().record().len();
-        session.verify.push_back(candidate);
+        session.verify.push_back((candidate, self.turn_us));
         if !std::mem::replace(&mut session.in_verify_round, true) {
             self.verify_round.push_back(key);
         }
@@ -304,7 +304,7 @@ impl Shard {
                 true => session.verify.pop_back(),
                 false => session.verify.pop_front(),
             };
-            let Some(candidate) = next else { continue };
+            let Some((candidate, received_us)) = next else { continue };
             session.verify_bytes -= candidate.event().record().len();
             if session.verify.is_empty() {
                 session.verify.shrink_to(8);
@@ -314,12 +314,12 @@ impl Shard {
             }
             self.counters.verify_waiting -= 1;
             left -= 1;
-            self.verify_one(key, candidate, now);
+            self.verify_one(key, candidate, received_us, now);
             self.resume_if_credit(key, now);
         }
     }
 
-    fn verify_one(&mut self, key: ConnectionKey, candidate: Candidate, now: Now) {
+    fn verify_one(&mut self, key: ConnectionKey, candidate: Candidate, received_us: u64, now: Now) {
         let id = *candidate.event().view().id();
         let verified = if self.setup.verify {
             self.verifier.verify(candidate)
@@ -327,7 +327,7 @@ impl Shard {
             Ok(VerifiedEvent::trust(candidate))
         };
         match verified {
-            Ok(event) => self.submit(key, event, now),
+            Ok(event) => self.submit(key, event, received_us, now),
             Err(error) => {
                 self.counters.events_bad_signature += 1;
                 let text = format!("invalid: {error}");
@@ -336,7 +336,7 @@ impl Shard {
         }
     }
 
-    fn submit(&mut self, key: ConnectionKey, event: VerifiedEvent, now: Now) {
+    fn submit(&mut self, key: ConnectionKey, event: VerifiedEvent, received_us: u64, now: Now) {
         let event = event.into_event();
         let view = event.view();
         let ephemeral = view.kind().class() == KindClass::Ephemeral;
@@ -345,6 +345,7 @@ impl Shard {
             connection: key,
             id: *view.id(),
             bytes: event.record().len(),
+            received_us,
             ephemeral: ephemeral.then_some(Hearing { shards_left: others, heard: 0 }),
         };
         self.pending_bytes += pending.bytes;

@@ -110,8 +110,8 @@ pub(super) struct Session {
     pub(super) waiting: VecDeque<u32>,
     /// Messages read whose answer has not left for the socket.
     pub(super) replies_owed: u32,
-    /// Events waiting for verification, and their bytes.
-    pub(super) verify: VecDeque<Candidate>,
+    /// Events waiting for verification, since when (in microseconds), and their bytes.
+    pub(super) verify: VecDeque<(Candidate, u64)>,
     pub(super) verify_bytes: usize,
     /// Whether it stands in the shard's verification round.
     pub(super) in_verify_round: bool,
@@ -136,6 +136,11 @@ pub(super) struct Session {
     /// When the peer was last seen to acknowledge bytes, or the first were given to it, in
     /// milliseconds. Means something while a batch is out or bytes are unacknowledged.
     pub(super) progress_ms: u64,
+    /// Since when something has been waiting in the outbox at most, and since when what is in the batch
+    /// that is out had, in microseconds; and how many frames that is.
+    pub(super) waiting_us: u64,
+    pub(super) sending_us: u64,
+    pub(super) sending_frames: u32,
     /// When the unanswered ping was sent, in milliseconds.
     pub(super) pinged_ms: Option<u64>,
     /// Its messages are answered with themselves.
@@ -177,6 +182,9 @@ impl Session {
             heard_ms: now_ms,
             unacked_bytes: 0,
             progress_ms: now_ms,
+            waiting_us: 0,
+            sending_us: 0,
+            sending_frames: 0,
             pinged_ms: None,
             #[cfg(any(test, feature = "echo-endpoint"))]
             echo: None,
@@ -200,9 +208,10 @@ impl Session {
     }
 
     /// Asks the driver, once, for a batch to be written.
-    pub(super) fn ask_write(&mut self, effects: &mut VecDeque<Effect>) {
+    pub(super) fn ask_write(&mut self, effects: &mut VecDeque<Effect>, turn_us: u64) {
         if !self.writing && !self.write_asked {
             self.write_asked = true;
+            self.waiting_us = turn_us;
             effects.push_back(Effect::Write(self.key));
         }
     }
@@ -325,6 +334,8 @@ pub(super) struct Subscription {
     pub(super) filters: Box<[u32]>,
     /// The last sequence number its stored query covers, once its first slice has come.
     pub(super) snapshot: Option<Sequence>,
+    /// When the turn began in which its REQ was read, in microseconds.
+    pub(super) asked_us: u64,
     /// When EOSE was queued, in milliseconds.
     pub(super) live_ms: u64,
     /// Stored events of the last slice that found the outbox full.

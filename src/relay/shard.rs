@@ -25,6 +25,7 @@ use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Phase, Session, Subscription,
 };
 use super::subscriptions::SubscriptionIndex;
+use super::timings::Timings;
 use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
 use crate::wire::batch::Batch;
 use crate::wire::deflate::{Accept, Deflater, Inflater};
@@ -143,6 +144,8 @@ pub(super) struct Pending {
     pub(super) connection: ConnectionKey,
     pub(super) id: Id,
     pub(super) bytes: usize,
+    /// When the turn began in which it was read, in microseconds.
+    pub(super) received_us: u64,
     pub(super) ephemeral: Option<Hearing>,
 }
 
@@ -183,6 +186,9 @@ pub struct Shard {
     pub(super) inflater: Inflater,
     pub(super) deflater: Deflater,
     pub(super) counters: Counters,
+    pub(super) timings: Timings,
+    /// When this turn began, in microseconds.
+    pub(super) turn_us: u64,
     pub(super) generation: u32,
     /// The last sequence number whose commit has been handled.
     pub(super) last_sequence: Sequence,
@@ -211,6 +217,8 @@ impl Shard {
             inflater: Inflater::default(),
             deflater: Deflater::default(),
             counters: Counters::default(),
+            timings: Timings::default(),
+            turn_us: 0,
             generation: 0,
             last_sequence: 0,
             stopping: false,
@@ -239,6 +247,19 @@ impl Shard {
         counters.live_waiting = counters.matched_live.saturating_sub(settled);
         counters.slow_closed = counters.subscriptions_slow + counters.closed_stalled;
         counters
+    }
+
+    /// What has been timed.
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Tells the time, in microseconds of a clock that never goes back, at which the thread last began
+    /// to work after it had waited for something. All that follows is timed as if it happened then.
+    /// Nothing is decided by it.
+    pub fn begin_turn(&mut self, us: u64) {
+        self.turn_us = us;
     }
 
     /// The next thing to do, in the order it was decided.
@@ -294,6 +315,7 @@ impl Shard {
     pub fn fill(&mut self, key: ConnectionKey, batch: &mut Batch, now: Now) -> bool {
         // A purge may have made room for subscriptions that wait since the write was asked for.
         self.pump(key, now);
+        let turn_us = self.turn_us;
         let Some(session) = self.session(key) else { return false };
         if session.writing && !planted(Bug::TwoWrites) || session.outbox.is_empty() {
             return false;
@@ -303,6 +325,9 @@ impl Shard {
             session.progress_ms = now.ms;
         }
         session.writing = true;
+        // What gathers behind this batch has waited no longer than since now.
+        session.sending_us = std::mem::replace(&mut session.waiting_us, turn_us);
+        session.sending_frames = batch.frames();
         session.replies_owed -= filled.replies;
         if filled.last {
             session.enter(Phase::Closing { sent: true }, now.ms);
@@ -352,11 +377,14 @@ impl Shard {
     pub fn handle_written(&mut self, key: ConnectionKey, now: Now) -> bool {
         let Some(session) = self.session(key) else { return false };
         session.writing = false;
-        if !session.outbox.is_empty() {
-            return true;
-        }
+        let (since_us, frames) = (session.sending_us, session.sending_frames);
+        let more = !session.outbox.is_empty();
         let finished = matches!(session.phase, Phase::Closing { sent: true });
         let peer_done = session.peer_done;
+        self.timings.sent.observe(since_us, self.turn_us, frames.into());
+        if more {
+            return true;
+        }
         if finished && peer_done {
             self.remove(key);
         } else if finished {
@@ -382,31 +410,42 @@ impl Shard {
         if from == 0 {
             for (ticket, verdict) in &batch.verdicts {
                 if ticket.origin == self.setup.origin {
-                    self.handle_verdict(*ticket, verdict);
+                    self.handle_verdict(*ticket, verdict, batch.durable_us);
                 }
             }
         }
-        let mut deliveries = 0;
+        let (mut deliveries, mut events, mut next) = (0, 0, None);
         for (at, (sequence, event)) in batch.stored.iter().enumerate().skip(from) {
             if deliveries >= deliveries_max {
-                return Some(at);
+                next = Some(at);
+                break;
             }
             let (deflated, looked_at) = (self.deflater.taken_bytes(), self.index.evaluated());
-            deliveries += self.publish(event, Some(*sequence), now);
+            let matched = self.publish(event, Some(*sequence), now);
+            events += u64::from(matched > 0);
+            deliveries += matched;
             deliveries += (self.index.evaluated() - looked_at) / LOOKS_PER_DELIVERY;
             let deflated = self.deflater.taken_bytes() - deflated;
             deliveries += deflated / DEFLATED_BYTES_PER_DELIVERY;
             self.last_sequence = self.last_sequence.max(*sequence);
         }
-        self.last_sequence = self.last_sequence.max(batch.last_sequence);
-        None
+        if events > 0 {
+            self.timings.enqueue.observe(batch.durable_us, self.turn_us, events);
+        }
+        if next.is_none() {
+            self.last_sequence = self.last_sequence.max(batch.last_sequence);
+        }
+        next
     }
 
-    fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
+    fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict, durable_us: u64) {
         let Some(pending) = self.take_pending(ticket.token) else { return };
         let counters = &mut self.counters;
         let (counter, accepted, text) = match verdict {
-            Verdict::Stored => (&mut counters.events_stored, true, ""),
+            Verdict::Stored => {
+                self.timings.commit.observe(pending.received_us, durable_us, 1);
+                (&mut counters.events_stored, true, "")
+            }
             Verdict::Duplicate => {
                 (&mut counters.events_duplicate, true, "duplicate: already stored")
             }
@@ -519,7 +558,7 @@ impl Shard {
         let stranger = planted(Bug::WordToStranger);
         let session = self.sessions.get_mut(key.slot());
         if let Some(session) = session.filter(|session| session.key == key || stranger) {
-            session.ask_write(&mut self.effects);
+            session.ask_write(&mut self.effects, self.turn_us);
         }
     }
 }

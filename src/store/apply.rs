@@ -42,7 +42,7 @@ pub(super) fn apply(
     let mut out = CommitBatch {
         verdicts: Vec::with_capacity(batch.len()),
         stored: Vec::with_capacity(batch.len()),
-        last_sequence: 0,
+        ..CommitBatch::default()
     };
     for Submission { event, ticket } in batch {
         let view = event.view();

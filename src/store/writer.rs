@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::names::RelayNames;
 use super::{Store, StoreError};
 use crate::nostr::Kind;
@@ -256,7 +258,7 @@ impl State {
         let commit = started.elapsed();
         let mut failed = None;
         let committed = match result {
-            Ok(committed) => committed,
+            Ok(committed) => CommitBatch { durable_us: monotonic_us(), ..committed },
             Err(error) => {
                 let text = error.to_string();
                 failed = Some(text.clone());
@@ -285,8 +287,8 @@ impl State {
         let verdict = |submission: &Submission| (submission.ticket, Verdict::Failed(text.into()));
         CommitBatch {
             last_sequence: self.last_sequence,
-            stored: Vec::new(),
             verdicts: batch.iter().map(verdict).collect(),
+            ..CommitBatch::default()
         }
     }
 
@@ -319,6 +321,12 @@ fn estimate_puts(submission: &Submission) -> usize {
     let event = submission.event.view();
     let tags = event.tags().count();
     if event.kind() == Kind::DELETION { 8 + 16 * tags } else { 8 + tags }
+}
+
+/// Microseconds of the clock that shards time by.
+fn monotonic_us() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec * 1_000_000 + now.tv_nsec / 1_000).unwrap_or(0)
 }
 
 fn unix_now() -> u64 {

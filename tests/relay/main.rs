@@ -15,6 +15,7 @@ mod fanout;
 mod fire;
 mod hazards;
 mod layers;
+mod metrics;
 mod nip01;
 mod nip01_more;
 mod nostr_sdk;

@@ -165,7 +165,7 @@ fn a_commit_stops_early_when_deflating_takes_its_time() {
     relay.say(key, LIVE);
     relay.hear(key);
     let stored = (1..).zip((0..10).map(|n| long_event(n, 8_000))).collect();
-    let batch = CommitBatch { last_sequence: 10, stored, verdicts: Vec::new() };
+    let batch = CommitBatch { last_sequence: 10, stored, ..CommitBatch::default() };
     let next = relay.core.handle_commit(&batch, 0, 2_500, relay.now);
     assert_eq!(next, Some(3), "8 KB count as a thousand deliveries");
     assert_eq!(relay.core.handle_commit(&batch, 3, u64::MAX, relay.now), None);

@@ -4,6 +4,7 @@ mod admission;
 mod deflate;
 mod delivery;
 mod ends;
+mod timings;
 
 use std::sync::Arc;
 
@@ -125,7 +126,7 @@ impl Relay {
     fn publish(&mut self, event: &Event) {
         self.sequence += 1;
         let stored = vec![(self.sequence, event.clone())];
-        let batch = CommitBatch { last_sequence: self.sequence, stored, verdicts: Vec::new() };
+        let batch = CommitBatch { last_sequence: self.sequence, stored, ..CommitBatch::default() };
         self.core.handle_commit(&batch, 0, u64::MAX, self.now);
         self.act();
     }

@@ -288,7 +288,7 @@ impl Node {
         let core = &self.core;
         let next = core.verify_round.iter().find_map(|key| {
             let session = core.sessions.get(key.slot()).filter(|session| session.key == *key)?;
-            let note = note_of(session.verify.front()?.event().view().id());
+            let note = note_of(session.verify.front()?.0.event().view().id());
             Some((*key, note.expect("an event of the pool")))
         });
         let before = self.core.counters();

@@ -70,7 +70,7 @@ fn readers_that_never_read_cost_the_others_nothing(backend: &str) {
     let (matched, to_healthy) = (counts.get("live_matched"), 2 * (events * healthy) as u64);
     // A deaf one that was told is matched no more.
     assert!(matched > to_healthy && matched <= to_healthy + (events * deaf) as u64, "{matched}");
-    assert!(counts.get("live_abandoned") > 0);
+    assert!(counts.of("drops", "abandoned") > 0);
 
     drop(readers);
     wait_until("the deaf ones to be gone", || server.counts().get("connections") == 1);
@@ -177,6 +177,6 @@ fn a_pause_of_two_seconds_and_a_half_loses_nothing_and_one_of_four_is_told(backe
     assert_eq!(counts.of("subscriptions_ended", "slow_consumer"), 1);
     // What was put into outboxes was received, or was purged when its subscription ended.
     let received = (EVENTS + got) as u64;
-    assert_eq!(counts.delivered(), received + counts.get("purged"));
-    assert_eq!(counts.get("live_abandoned"), 2 * EVENTS as u64 - counts.delivered());
+    assert_eq!(counts.delivered(), received + counts.of("drops", "purged"));
+    assert_eq!(counts.of("drops", "abandoned"), 2 * EVENTS as u64 - counts.delivered());
 }

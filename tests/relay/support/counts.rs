@@ -3,18 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::raw::Raw;
-
 /// A scrape of the metrics, summed over the shards.
 #[derive(Clone, Debug)]
 pub struct Counts(BTreeMap<(String, String), u64>);
 
 impl Counts {
-    /// Asks the admin listener.
-    pub fn read(admin: SocketAddr) -> Self {
-        let mut raw = Raw::connect(admin);
-        raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        let text = String::from_utf8(raw.rest()).expect("text");
+    /// What the admin listener answered.
+    pub fn of_scrape(text: &str) -> Self {
         let mut counts = BTreeMap::new();
         for line in text.lines().filter_map(|line| line.strip_prefix("relay_")) {
             let (name, value) = line.rsplit_once(' ').expect("a name and a value");

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::raw::Raw;
 use super::{Client, Counts, PATIENCE, wait_until};
 
 /// The program under test.
@@ -276,10 +277,23 @@ impl Server {
 
     /// What it has counted; see [`Launch::counted`].
     pub fn counts(&self) -> Counts {
+        Counts::of_scrape(&self.scrape())
+    }
+
+    /// The text of a scrape; see [`Launch::counted`].
+    pub fn scrape(&self) -> String {
+        self.ask_admin("/metrics")
+    }
+
+    /// What the admin listener answers.
+    pub fn ask_admin(&self, path: &str) -> String {
         let log = self.stderr();
         let line = log.lines().find(|line| line.contains("metrics are served"));
         let address = line.and_then(|line| line.split("address=").nth(1)).expect("it is counted");
-        Counts::read(address.trim().parse().expect("an address and a port"))
+        let mut raw = Raw::connect(address.trim().parse().expect("an address and a port"));
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        raw.send(head.as_bytes());
+        String::from_utf8(raw.rest()).expect("text")
     }
 
     /// As [`counts`](Self::counts), once every live event that matched a subscription is accounted for:
