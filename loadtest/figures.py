@@ -33,17 +33,17 @@ LOADTEST = os.path.join(BIN, "rheostr-loadtest")
 LATENCY = [("p50 us", "latency_us.p50"), ("p99 us", "latency_us.p99")]
 OK = [("OK p50 us", "latencies_us.event_to_ok.p50"), ("OK p99 us", "latencies_us.event_to_ok.p99")]
 SCENARIOS = [
-    ("ingest", "ingest --connections 8 --in-flight 128 --events {events}",
+    ("ingest", "ingest --closed-loop --connections 8 --in-flight 128 --events {events}",
      [("CPU us/event", "server.cpu_us_per_op"), ("events/s", "ops_per_s"), *LATENCY,
       ("syscalls/event", "server.syscalls.per_op")]),
-    ("query author 50", "query --shape author --limit 50 --count 2000 --connections 8 --events {events}",
+    ("query author 50", "query --shape author --limit 50 --count 2000 --connections 8 --closed-loop --events {events}",
      [("CPU us/event", "detail.cpu_us_per_event"), ("EOSE p50 us", "latency_us.p50")]),
-    ("query kind 100", "query --shape kind --limit 100 --count 2000 --connections 8 --events {events}",
+    ("query kind 100", "query --shape kind --limit 100 --count 2000 --connections 8 --closed-loop --events {events}",
      [("CPU us/event", "detail.cpu_us_per_event"), ("EOSE p50 us", "latency_us.p50")]),
-    ("fanout burst", "fanout --mode burst --subscribers 200 --events 2000",
+    ("fanout burst", "fanout --closed-loop --subscribers 200 --events 2000",
      [("CPU us/delivery", "server.cpu_us_per_op"), *LATENCY,
       ("syscalls/delivery", "server.syscalls.per_op")]),
-    ("fanout paced", "fanout --mode paced --rate 50 --subscribers 200 --events 300",
+    ("fanout paced", "fanout --rate 50 --subscribers 200 --events 300",
      [("CPU us/delivery", "server.cpu_us_per_op"), *LATENCY,
       *OK,
       ("syscalls/delivery", "server.syscalls.per_op")]),

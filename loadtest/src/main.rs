@@ -26,9 +26,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::nip11;
 use report::{Latency, Outcome, Report, SCHEMA, Subject};
-use scenario::{Common, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
-use scenario::{ingest::IngestArgs, query::QueryArgs};
-use serde::Serialize;
+use scenario::{Scenario, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
+use scenario::{ingest::IngestArgs, query::CountArgs, query::QueryArgs};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -42,8 +41,8 @@ use std::process::ExitCode;
 ///   rheostr-loadtest gen --count 100000 --out events.jsonl
 ///   rheostr-loadtest ingest --events events.jsonl --pid $(pidof rheostr) --pin 1
 ///   rheostr-loadtest query --events events.jsonl --shape author --pid $(pidof rheostr) --pin 1
-///   rheostr-loadtest fanout --mode paced --events 500 --pid $(pidof rheostr) --pin 1
-///   rheostr-loadtest deaf --mode paced --rate 100 --subscribers 100 --events 10000 --deaf 1000 --source-addresses 8 \
+///   rheostr-loadtest fanout --rate 50 --events 500 --pid $(pidof rheostr) --pin 1
+///   rheostr-loadtest deaf --rate 100 --subscribers 100 --events 10000 --deaf 1000 --source-addresses 8 \
 ///     --timeout-s 300 --admin 127.0.0.1:7778
 ///   rheostr-loadtest idle --connections 5000 --source-addresses 8 --pid $(pidof rheostr)
 #[derive(Parser)]
@@ -65,6 +64,8 @@ enum Command {
     Deaf(DeafArgs),
     /// Stored queries, REQ to EOSE
     Query(QueryArgs),
+    /// COUNT to its answer (NIP-45); a relay that refuses is reported as such
+    Count(CountArgs),
     /// Hold connections that do nothing
     Idle(IdleArgs),
 }
@@ -78,44 +79,40 @@ fn main() -> ExitCode {
             }
             Err(error) => failed("gen", &error),
         },
-        Command::Ingest(args) => {
-            report("ingest", &args.common, &args, scenario::ingest::run(&args))
-        }
-        Command::Fanout(args) => {
-            report("fanout", &args.common, &args, scenario::fanout::run(&args))
-        }
-        Command::Deaf(args) => {
-            report("deaf", &args.fanout.common, &args, scenario::deaf::run(&args))
-        }
-        Command::Query(args) => report("query", &args.common, &args, scenario::query::run(&args)),
-        Command::Idle(args) => report("idle", &args.common, &args, scenario::idle::run(&args)),
+        Command::Ingest(args) => report(args),
+        Command::Fanout(args) => report(args),
+        Command::Deaf(args) => report(args),
+        Command::Query(args) => report(args),
+        Command::Count(args) => report(args),
+        Command::Idle(args) => report(args),
     }
 }
 
-fn report(
-    name: &str,
-    common: &Common,
-    args: &impl Serialize,
-    outcome: anyhow::Result<Outcome>,
-) -> ExitCode {
-    match outcome.and_then(|outcome| tell(name, common, args, outcome)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => failed(name, &error),
+/// Runs a scenario as often as asked.
+fn report<S: Scenario>(mut scenario: S) -> ExitCode {
+    let name = S::NAME;
+    let runs = scenario.common().runs;
+    let mut reports = Vec::new();
+    for run in 0..runs {
+        scenario.common_mut().run = run;
+        match scenario.run_and_judge().and_then(|outcome| tell(&scenario, outcome)) {
+            Ok(report) => reports.push(report),
+            Err(error) => return failed(name, &error),
+        }
     }
+    if runs > 1 {
+        println!("{}", report::spread(name, &reports));
+    }
+    ExitCode::from(u8::from(!reports.iter().all(Report::is_ok)))
 }
 
-/// Prints a run, and keeps it if that is asked for; true if the relay kept every promise.
-fn tell(
-    name: &str,
-    common: &Common,
-    args: &impl Serialize,
-    outcome: Outcome,
-) -> anyhow::Result<bool> {
+/// Prints a run, and keeps it if that is asked for.
+fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<Report> {
+    let (name, common) = (S::NAME, scenario.common());
     let subject = Subject {
         scenario: name.to_owned(),
         label: common.label.clone(),
-        parameters: serde_json::to_value(args)?,
+        parameters: serde_json::to_value(scenario)?,
         relay: nip11::ask(&common.target()?),
         finished_at: events::generate::unix_now(),
     };
@@ -126,7 +123,11 @@ fn tell(
     let json = report.to_json();
     println!("{json}");
     if let Some(directory) = &common.out {
-        report::keep(directory, &json, &logs)
+        let directory = match common.runs {
+            1 => directory.clone(),
+            _ => directory.join((common.run + 1).to_string()),
+        };
+        report::keep(&directory, &json, &logs)
             .with_context(|| format!("--out {}", directory.display()))?;
     }
     if !common.json {
@@ -137,7 +138,7 @@ fn tell(
         let verdict = if report.is_ok() { "ok" } else { "VIOLATIONS" };
         eprintln!("{name}: {verdict}{limited}: {summary}");
     }
-    Ok(report.is_ok())
+    Ok(report)
 }
 
 fn failed(name: &str, error: &anyhow::Error) -> ExitCode {

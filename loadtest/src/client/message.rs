@@ -13,10 +13,28 @@ pub type Id = [u8; 32];
 /// One message from a relay; text borrows from the frame where no escape forces a copy.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RelayMessage<'a> {
-    Ok { id: Id, accepted: bool, reason: Cow<'a, str> },
-    Event { subscription: Cow<'a, str>, id: Id },
-    Eose { subscription: Cow<'a, str> },
-    Closed { subscription: Cow<'a, str>, reason: Cow<'a, str> },
+    Ok {
+        id: Id,
+        accepted: bool,
+        reason: Cow<'a, str>,
+    },
+    Event {
+        subscription: Cow<'a, str>,
+        id: Id,
+    },
+    Eose {
+        subscription: Cow<'a, str>,
+    },
+    Closed {
+        subscription: Cow<'a, str>,
+        reason: Cow<'a, str>,
+    },
+    /// NIP-45.
+    Count {
+        subscription: Cow<'a, str>,
+        count: u64,
+        approximate: bool,
+    },
     Notice(Cow<'a, str>),
     Auth,
     Other,
@@ -113,6 +131,11 @@ fn slow(text: &[u8]) -> Result<RelayMessage<'static>, Malformed> {
         "CLOSED" => {
             RelayMessage::Closed { subscription: string(1)?.into(), reason: string(2)?.into() }
         }
+        "COUNT" => RelayMessage::Count {
+            subscription: string(1)?.into(),
+            count: parts.get(2).and_then(|one| one["count"].as_u64()).ok_or_else(malformed)?,
+            approximate: parts[2]["approximate"] == true,
+        },
         "NOTICE" => RelayMessage::Notice(string(1)?.into()),
         "AUTH" => RelayMessage::Auth,
         _ => RelayMessage::Other,
@@ -165,7 +188,11 @@ mod tests {
         );
         assert_eq!(parse(br#"["AUTH","challenge"]"#).unwrap(), RelayMessage::Auth);
         assert_eq!(parse(br#"["NOTICE","hey"]"#).unwrap(), RelayMessage::Notice("hey".into()));
-        assert_eq!(parse(br#"["COUNT","s",{"count":1}]"#).unwrap(), RelayMessage::Other);
+        let count =
+            |approximate| RelayMessage::Count { subscription: "s".into(), count: 7, approximate };
+        assert_eq!(parse(br#"["COUNT","s",{"count":7}]"#).unwrap(), count(false));
+        assert_eq!(parse(br#"["COUNT","s",{"count":7,"approximate":true}]"#).unwrap(), count(true));
+        assert_eq!(parse(br#"["NEG-MSG","s","61"]"#).unwrap(), RelayMessage::Other);
     }
 
     #[test]
@@ -177,6 +204,7 @@ mod tests {
             "[]",
             "[1]",
             r#"["EVENT","s",{}]"#,
+            r#"["COUNT","s",{"counts":1}]"#,
             r#"["OK","ab",true,""]"#,
             &short,
             "[\"EOSE\"",

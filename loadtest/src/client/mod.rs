@@ -7,6 +7,7 @@
 
 pub mod connection;
 pub mod frame;
+pub mod inquiry;
 pub mod message;
 pub mod nip11;
 pub mod poller;

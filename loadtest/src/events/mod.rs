@@ -1,5 +1,6 @@
 //! Signed events, made and signed before a run, and what a scenario must know about each of them.
 
+pub mod filter;
 pub mod generate;
 pub mod learn;
 
@@ -23,8 +24,9 @@ pub struct SignedEvent {
 }
 
 /// What filters and order depend on.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct EventFields {
+    pub id: String,
     pub pubkey: String,
     pub created_at: u64,
     pub kind: u16,

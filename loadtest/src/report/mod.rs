@@ -3,9 +3,11 @@
 //! `REPORT.md` beside `src/` documents every field; a test holds the two against each other.
 
 mod latency;
+mod spread;
 mod violations;
 
 pub use latency::{Latency, LatencySummary, Throughput};
+pub use spread::spread;
 pub use violations::Violations;
 
 use crate::scenario::Accounts;

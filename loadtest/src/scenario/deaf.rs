@@ -22,6 +22,8 @@ pub struct DeafArgs {
     pub rounds: u8,
 }
 
+super::scenario!(DeafArgs, "deaf", fanout.common, run);
+
 /// # Errors
 /// As [`fanout::run`].
 pub fn run(args: &DeafArgs) -> anyhow::Result<Outcome> {

@@ -1,20 +1,21 @@
 //! `fanout`: one publisher, many live subscriptions, every event to each of them exactly once and in order.
 //!
-//! `burst` publishes as fast as its windows allow and measures the cost of a delivery; `paced` publishes at a fixed
-//! rate and measures its latency. Delivery latency runs from the publisher's send to the subscriber's read, so it
-//! holds the commit of a durable relay; the OK's latency is reported beside it, to be subtracted.
+//! In the open loop events are due at a fixed rate, and the latency of a delivery runs from then to the subscriber's
+//! read; in the closed loop the publisher sends as fast as its window allows, which measures the cost of a delivery.
+//! Either way the commit of a durable relay is in the latency; the OK's is reported beside it, to be subtracted.
 
 mod deaf;
 mod publisher;
 mod subscriber;
 
+use super::schedule::Arrivals;
 use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, deal, extend, lost, measure};
 use crate::client::poller::Ready;
 use crate::client::{Connection, Lost, Poller};
 use crate::events::generate::{Generator, unix_now};
 use crate::events::{self, IdIndex, SignedEvent};
 use crate::report::{Latency, Outcome, Pacing, Violations, per_second};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use deaf::Deaf;
 use publisher::Publisher;
@@ -27,13 +28,6 @@ use subscriber::Subscriber;
 
 /// After the window, connections are read for this long: a delivery too many would arrive now.
 const DRAIN: Duration = Duration::from_millis(200);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    Burst,
-    Paced,
-}
 
 /// How a filter says "nothing stored, please".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
@@ -54,15 +48,16 @@ pub struct FanoutArgs {
     /// How many events are published
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub events: u32,
-    #[arg(long, value_enum, default_value_t = Mode::Burst)]
-    pub mode: Mode,
-    /// Events a second of the paced mode
+    /// Events a second
     #[arg(long, default_value_t = 50.0)]
     pub rate: f64,
-    /// Unacknowledged events the publisher of the burst mode keeps out
+    /// The next event leaves when one is answered: the rate is the relay's own, and its stalls are hidden
+    #[arg(long)]
+    pub closed_loop: bool,
+    /// Unanswered events of the closed loop's publisher
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub in_flight: u32,
-    /// In the burst mode, hold the publisher back while deliveries are behind by more than this many events (0: never)
+    /// In the closed loop, hold the publisher back while deliveries are behind by more than this many events (0: never)
     #[arg(long, default_value_t = 0)]
     pub lag_max: u32,
     /// Bytes of each event's JSON
@@ -87,12 +82,15 @@ pub struct FanoutArgs {
     pub from: Option<PathBuf>,
 }
 
+super::scenario!(FanoutArgs, "fanout", common, run);
+
 /// The only state that workers share.
 struct Shared<'a> {
     events: &'a [SignedEvent],
     index: &'a IdIndex,
-    /// When each event was sent, in nanoseconds of the window's clock; written before the event leaves.
-    sent_ns: Vec<AtomicU64>,
+    /// Latency counts from here: when each event was due or sent, in nanoseconds of the window's clock; written before
+    /// the event leaves, 0 until then.
+    from_ns: Vec<AtomicU64>,
     /// Deliveries so far, over all subscribers; wrong ones are not counted.
     delivered: AtomicU64,
     /// Events that the relay will not deliver, because it refused them.
@@ -116,9 +114,7 @@ struct FanoutWorker<'a> {
 /// # Errors
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.
 pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
-    if args.mode == Mode::Paced && !(args.rate > 0.0 && args.rate <= 1e6) {
-        bail!("--rate {} is not in 0..=1000000", args.rate);
-    }
+    let arrivals = Arrivals::even(args.rate)?;
     let clock_seed =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos() as u64);
     let seed = args.seed.unwrap_or(clock_seed);
@@ -131,17 +127,21 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
     let shared = Shared {
         events: &events,
         index: &index,
-        sent_ns: events.iter().map(|_| AtomicU64::new(0)).collect(),
+        from_ns: events.iter().map(|_| AtomicU64::new(0)).collect(),
         delivered: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         subscribers_live: AtomicU64::new(subscribers_total as u64),
     };
     let filter = filter(args);
     let subscribers = subscribe(&filter, &target, connections, events.len())?;
+    let length = match args.closed_loop {
+        true => Duration::ZERO,
+        false => Duration::from_nanos(arrivals.due_ns(events.len())),
+    };
+    let publisher = Publisher::new(args, arrivals, &shared, publisher);
     let mut workers = workers(args, &shared, publisher, subscribers)?;
     let deaf = Deaf::open(&target, args.deaf, &filter, args.common.pid)?;
-    let timeout = args.common.timeout();
-    let window = measure(&args.common, timeout, &mut workers)?;
+    let window = measure(&args.common, length + args.common.timeout(), &mut workers)?;
     drain(&mut workers, window.clock);
     let mut outcome = outcome(args, seed, &events, workers, window);
     let mut received = outcome.detail["deliveries"].as_u64().unwrap_or(0);
@@ -195,14 +195,14 @@ fn subscribe(
 fn workers<'a>(
     args: &FanoutArgs,
     shared: &'a Shared<'a>,
-    publisher: Connection,
+    publisher: Publisher<'a>,
     subscribers: Vec<Subscriber>,
 ) -> anyhow::Result<Vec<FanoutWorker<'a>>> {
     let threads = usize::from(args.common.threads);
     // With several threads, the first one only publishes.
     let mut hands = if threads == 1 { vec![] } else { vec![Vec::new()] };
     hands.extend(deal(subscribers, (threads - 1).max(1)));
-    let mut publisher = Some(Publisher::new(args, shared, publisher));
+    let mut publisher = Some(publisher);
     hands
         .into_iter()
         .map(|mut subscribers| {
@@ -240,7 +240,7 @@ fn outcome(
     let (mut latency, mut notices, mut violations): (Latency, Notices, Violations) =
         Default::default();
     let mut detail = Value::Null;
-    let mut ok_latency = Latency::default();
+    let (mut ok_latency, mut lateness) = (Latency::default(), Latency::default());
     let mut delivered = 0;
     let mut published = 0;
     let mut out_of_order = 0;
@@ -253,7 +253,7 @@ fn outcome(
         delivered += worker.subscribers.iter().map(Subscriber::received).sum::<u64>();
         if let Some(publisher) = worker.publisher {
             published = publisher.sent() as u64;
-            (detail, ok_latency) = publisher.finish();
+            (detail, ok_latency, lateness) = publisher.finish();
         }
     }
     if !args.any_order {
@@ -262,8 +262,8 @@ fn outcome(
         });
     }
     let expected = published * u64::from(args.subscribers);
-    let rate = per_second(delivered, window.elapsed);
     let summary = latency.summary();
+    let rate = per_second(summary.count, window.elapsed);
     let bytes = events.iter().map(|event| event.json.len()).sum::<usize>() / events.len();
     extend(
         &mut detail,
@@ -272,26 +272,27 @@ fn outcome(
             "events_per_second": per_second(published, window.elapsed), "notices": notices.to_json(),
         }),
     );
-    let accounts = window.account(delivered);
+    let accounts = window.account(summary.count);
+    let ok_p50 = ok_latency.summary().p50;
     let text = format!(
         "{delivered} of {expected} deliveries, {rate} a second; delivery p50 {} µs, p99 {} µs, OK p50 {} µs; server {} µs \
          a delivery",
         summary.p50,
         summary.p99,
-        ok_latency.summary().p50,
+        ok_p50,
         accounts.cpu_us_per_op(),
     );
-    let pacing = match args.mode {
-        Mode::Burst => Pacing::Closed,
-        Mode::Paced => Pacing::Open,
-    };
+    let mut latencies = vec![("publish_to_receipt", latency), ("event_to_ok", ok_latency)];
+    if !args.closed_loop {
+        latencies.push(("send_lateness", lateness));
+    }
     Outcome {
         violations,
         checked: expected + published,
         unit: "delivery",
-        operations: delivered,
-        pacing,
-        latencies: vec![("publish_to_receipt", latency), ("event_to_ok", ok_latency)],
+        operations: summary.count,
+        pacing: if args.closed_loop { Pacing::Closed } else { Pacing::Open },
+        latencies,
         accounts,
         detail,
         summary: text,
@@ -390,7 +391,7 @@ impl FanoutWorker<'_> {
 
     /// Events that left, by their timestamps: the publisher may be another worker's.
     fn publisher_sent(&self) -> usize {
-        self.shared.sent_ns.iter().take_while(|sent| sent.load(Ordering::Relaxed) != 0).count()
+        self.shared.from_ns.iter().take_while(|sent| sent.load(Ordering::Relaxed) != 0).count()
     }
 }
 

@@ -27,6 +27,8 @@ pub struct IdleArgs {
     pub hold_s: u64,
 }
 
+super::scenario!(IdleArgs, "idle", common, run);
+
 struct IdleWorker {
     connections: Vec<Option<Connection>>,
     poller: Poller,

@@ -4,15 +4,20 @@
 //! server again, then (outside the window) drain, check and report. Each worker is one thread with its own epoll set
 //! and its own connections; workers share nothing but read-only events and a few counters.
 
+mod corpus;
 pub mod deaf;
 pub mod fanout;
 pub mod idle;
 pub mod ingest;
+mod mix;
 pub mod query;
+mod schedule;
+mod stored;
 
 use crate::client::{Connection, Target};
+use crate::events::SignedEvent;
 use crate::machine::{self, Machine};
-use crate::report::{Violations, round};
+use crate::report::{Outcome, Violations, round};
 use crate::server::counts::Account;
 use crate::server::syscalls::SyscallCount;
 use crate::server::{Sample, Usage};
@@ -60,6 +65,12 @@ pub struct Common {
     /// Give up after this long; what is unanswered then is a violation
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout_s: u64,
+    /// Leave what is due or sent in the first seconds of the window out of the figures (never out of the judgement)
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    pub warm_up_s: f64,
+    /// A larger 99th percentile of the run's latency is a violation
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub p99_max_ms: Option<f64>,
     /// Wait between connecting and the window, for the relay to come to rest
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(..=60_000))]
     pub settle_ms: u64,
@@ -69,6 +80,12 @@ pub struct Common {
     /// Count the relay's system calls by perf, or else strace; needs --pid, and costs the relay time
     #[arg(long, requires = "pid")]
     pub syscalls: bool,
+    /// How often the scenario is run; each is reported, and at the end how far they are apart
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
+    /// Which of them this is, from 0.
+    #[arg(skip)]
+    pub run: u16,
     /// A name for this run, repeated in its JSON
     #[arg(long)]
     pub label: Option<String>,
@@ -108,10 +125,71 @@ impl Common {
         self.admin.map(Account::open).transpose()
     }
 
+    fn warm_up(&self) -> anyhow::Result<Duration> {
+        Duration::try_from_secs_f64(self.warm_up_s)
+            .with_context(|| format!("--warm-up-s {}", self.warm_up_s))
+    }
+
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_s)
     }
 }
+
+/// A subcommand that puts load on a relay.
+pub trait Scenario: Serialize {
+    /// The subcommand.
+    const NAME: &'static str;
+
+    fn common(&self) -> &Common;
+
+    fn common_mut(&mut self) -> &mut Common;
+
+    /// Runs once.
+    ///
+    /// # Errors
+    /// Anything that keeps the run from being measured; what the relay does wrong is in the outcome.
+    fn run(&self) -> anyhow::Result<Outcome>;
+
+    /// Runs once, and holds the latency against the limit that was given.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn run_and_judge(&self) -> anyhow::Result<Outcome> {
+        let mut outcome = self.run()?;
+        if let Some(limit_ms) = self.common().p99_max_ms {
+            let (of, latency) = outcome.latencies.first().context("no latency for --p99-max-ms")?;
+            let p99_ms = latency.summary().p99 / 1000.0;
+            if p99_ms > limit_ms {
+                outcome
+                    .violations
+                    .add("p99_above_limit", || format!("{of}: {p99_ms} ms, above {limit_ms}"));
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+/// Implements [`Scenario`] for a subcommand's arguments: name, path to the shared options, and the function that runs.
+macro_rules! scenario {
+    ($arguments:ty, $name:literal, $($common:ident).+, $run:path) => {
+        impl crate::scenario::Scenario for $arguments {
+            const NAME: &'static str = $name;
+
+            fn common(&self) -> &crate::scenario::Common {
+                &self.$($common).+
+            }
+
+            fn common_mut(&mut self) -> &mut crate::scenario::Common {
+                &mut self.$($common).+
+            }
+
+            fn run(&self) -> anyhow::Result<crate::report::Outcome> {
+                $run(self)
+            }
+        }
+    };
+}
+pub(crate) use scenario;
 
 /// Opens connections one after the other.
 ///
@@ -134,6 +212,16 @@ pub fn deal<T>(items: impl IntoIterator<Item = T>, hands: usize) -> Vec<Vec<T>> 
     dealt
 }
 
+/// This run's part of a file: each of `--runs` publishes other events, since a relay has seen the last run's.
+///
+/// # Errors
+/// Fewer events than runs.
+pub fn share<'a>(events: &'a [SignedEvent], common: &Common) -> anyhow::Result<&'a [SignedEvent]> {
+    let each = events.len() / usize::from(common.runs);
+    ensure!(each > 0, "{} events are too few for --runs {}", events.len(), common.runs);
+    Ok(&events[usize::from(common.run) * each..][..each])
+}
+
 fn raise_fd_limit(needed: u64) -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(u64::MAX);
@@ -152,22 +240,28 @@ fn raise_fd_limit(needed: u64) -> anyhow::Result<()> {
 pub struct Clock {
     start: Instant,
     deadline: Instant,
+    warm_up_ns: u64,
 }
 
 impl Clock {
-    fn starting_now(timeout: Duration) -> Self {
+    fn starting_now(timeout: Duration, warm_up: Duration) -> Self {
         let start = Instant::now();
-        Self { start, deadline: start + timeout }
+        Self { start, deadline: start + timeout, warm_up_ns: warm_up.as_nanos() as u64 }
     }
 
     /// The same time base with a new deadline.
     pub fn extended(self, timeout: Duration) -> Self {
-        Self { start: self.start, deadline: Instant::now() + timeout }
+        Self { deadline: Instant::now() + timeout, ..self }
     }
 
     /// Nanoseconds since the window opened.
     pub fn now_ns(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
+    }
+
+    /// Whether an operation that was due or sent then is in the figures: the warm-up is over.
+    pub fn is_measured(&self, from_ns: u64) -> bool {
+        from_ns >= self.warm_up_ns
     }
 
     pub fn is_over(&self) -> bool {
@@ -185,8 +279,10 @@ pub trait Worker: Send {
 #[derive(Debug)]
 pub struct Window {
     pub clock: Clock,
-    /// From the barrier to the last worker's end.
+    /// From the end of the warm-up to the last worker's end.
     pub elapsed: Duration,
+    /// The same and the warm-up.
+    whole: Duration,
     machine: (machine::Sample, machine::Sample),
     server: Option<(Sample, Sample)>,
     syscalls: Option<Result<SyscallsDone, String>>,
@@ -211,6 +307,7 @@ pub fn measure<W: Worker>(
     timeout: Duration,
     workers: &mut [W],
 ) -> anyhow::Result<Window> {
+    let warm_up = common.warm_up()?;
     thread::sleep(Duration::from_millis(common.settle_ms));
     let mut syscalls = common
         .pid
@@ -245,14 +342,21 @@ pub fn measure<W: Worker>(
             })
             .collect();
         ready.wait();
-        if let Some(Ok(count)) = &mut syscalls
-            && let Err(error) = count.start()
-        {
-            syscalls = Some(Err(format!("{error:#}")));
-        }
-        let before = (common.pid.map(Sample::take).transpose(), machine::Sample::take());
-        let opened = *clock.get_or_init(|| Clock::starting_now(timeout));
+        let mut sample = || {
+            if let Some(Ok(count)) = &mut syscalls
+                && let Err(error) = count.start()
+            {
+                syscalls = Some(Err(format!("{error:#}")));
+            }
+            (common.pid.map(Sample::take).transpose(), machine::Sample::take())
+        };
+        let cold = warm_up.is_zero().then(&mut sample);
+        let opened = *clock.get_or_init(|| Clock::starting_now(timeout, warm_up));
         go.wait();
+        let before = cold.unwrap_or_else(|| {
+            thread::sleep(warm_up);
+            sample()
+        });
         let ends = threads
             .into_iter()
             .map(|thread| thread.join().expect("a worker panicked"))
@@ -269,9 +373,12 @@ pub fn measure<W: Worker>(
         syscalls = Some(Err(format!("{error:#}")));
     }
     let ends = ends.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let whole = ends.iter().map(|(end, _)| *end).max().unwrap_or_default();
+    ensure!(whole > warm_up, "--warm-up-s {}: the run was over by then", common.warm_up_s);
     Ok(Window {
         clock: opened,
-        elapsed: ends.iter().map(|(end, _)| *end).max().unwrap_or_default(),
+        elapsed: whole - warm_up,
+        whole,
         machine,
         server: before?.zip(after),
         syscalls: syscalls.map(|result| result.map(SyscallsDone)),
@@ -306,7 +413,7 @@ impl Window {
     /// The accounts, each operation's share too.
     pub fn account(self, operations: u64) -> Accounts {
         let seconds = self.elapsed.as_secs_f64();
-        let generator = Generator::new(&self.generator_cpu, self.elapsed);
+        let generator = Generator::new(&self.generator_cpu, self.whole);
         let syscalls = self.syscalls.map(|result| match result {
             Ok(SyscallsDone(count)) => count
                 .finish(operations)

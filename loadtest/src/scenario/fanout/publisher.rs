@@ -1,11 +1,12 @@
 //! The one publisher of a fan-out: a window of unacknowledged events, or a schedule.
 
-use super::{FanoutArgs, Mode, Shared};
+use super::{FanoutArgs, Shared};
 use crate::client::frame::FrameArena;
 use crate::client::poller::Ready;
 use crate::client::{Connection, Lost, Poller, RelayMessage, message};
 use crate::report::{Latency, Violations};
-use crate::scenario::ingest::{Verdicts, frames};
+use crate::scenario::mix::{Verdicts, frames};
+use crate::scenario::schedule::Arrivals;
 use crate::scenario::{Clock, Notices};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
@@ -26,22 +27,27 @@ pub struct Publisher<'a> {
     answered_count: usize,
     verdicts: Verdicts,
     ok_latency: Latency,
-    /// How late each paced event left, against its schedule: the generator's own fault.
+    /// How late an event left against its schedule: the generator's own fault.
     lateness: Latency,
 }
 
 enum Pace {
-    Burst { in_flight_max: usize, lag_max: u64 },
-    Paced { interval_ns: f64 },
+    Closed { in_flight_max: usize, lag_max: u64 },
+    Open(Arrivals),
 }
 
 impl<'a> Publisher<'a> {
-    pub fn new(args: &FanoutArgs, shared: &'a Shared<'a>, connection: Connection) -> Self {
-        let pace = match args.mode {
-            Mode::Burst => {
-                Pace::Burst { in_flight_max: args.in_flight as usize, lag_max: args.lag_max.into() }
-            }
-            Mode::Paced => Pace::Paced { interval_ns: 1e9 / args.rate },
+    /// `arrivals` are those of the open loop.
+    pub fn new(
+        args: &FanoutArgs,
+        arrivals: Arrivals,
+        shared: &'a Shared<'a>,
+        connection: Connection,
+    ) -> Self {
+        let (in_flight_max, lag_max) = (args.in_flight as usize, args.lag_max.into());
+        let pace = match args.closed_loop {
+            true => Pace::Closed { in_flight_max, lag_max },
+            false => Pace::Open(arrivals),
         };
         Self {
             connection: Some(connection),
@@ -80,35 +86,33 @@ impl<'a> Publisher<'a> {
             return Ok(FOREVER);
         };
         let now = clock.now_ns();
-        let (to, wait) = match self.pace {
-            Pace::Burst { in_flight_max, lag_max } => {
+        let (to, wait) = match &self.pace {
+            Pace::Closed { in_flight_max, lag_max } => {
                 let window = self.answered_count + in_flight_max;
-                let to = match lag_max {
+                let to = match *lag_max {
                     0 => window,
                     lag => window.min(self.shared.delivered_average() + lag as usize),
                 };
+                let to = to.min(all);
+                for from_ns in &self.shared.from_ns[self.sent..to.max(self.sent)] {
+                    from_ns.store(now.max(1), Ordering::Release);
+                }
                 (to, if to < window { LAG_RECHECK } else { FOREVER })
             }
-            Pace::Paced { interval_ns } => {
-                let due = (now as f64 / interval_ns) as usize + 1;
-                let next_ns = due as f64 * interval_ns;
-                for event in self.sent..due.min(all) {
-                    self.lateness
-                        .record(now, now.saturating_sub((event as f64 * interval_ns) as u64));
+            Pace::Open(arrivals) => {
+                let mut to = self.sent;
+                while to < all && arrivals.due_ns(to) <= now {
+                    let due_ns = arrivals.due_ns(to);
+                    self.shared.from_ns[to].store(due_ns.max(1), Ordering::Release);
+                    if clock.is_measured(due_ns) {
+                        self.lateness.record(now, now - due_ns);
+                    }
+                    to += 1;
                 }
-                (due, Duration::from_nanos((next_ns as u64).saturating_sub(now)))
+                (to, Duration::from_nanos(arrivals.due_ns(to).saturating_sub(now)))
             }
         };
-        let to = to.min(all);
         if to > self.sent {
-            for event in self.sent..to {
-                // A schedule does not wait for a sender that is late.
-                let from = match self.pace {
-                    Pace::Burst { .. } => now,
-                    Pace::Paced { interval_ns } => (event as f64 * interval_ns) as u64,
-                };
-                self.shared.sent_ns[event].store(from.max(1), Ordering::Release);
-            }
             connection.send(self.frames.slice(self.sent, to))?;
             self.sent = to;
         }
@@ -135,7 +139,7 @@ impl<'a> Publisher<'a> {
             let mut now = None;
             let result = connection.receive(&mut buffer, |text| {
                 let now = *now.get_or_insert_with(|| clock.now_ns());
-                self.on_text(text, now, notices, violations);
+                self.on_text(text, now, clock, notices, violations);
             });
             poller.buffer = buffer;
             result?;
@@ -149,6 +153,7 @@ impl<'a> Publisher<'a> {
         &mut self,
         text: &[u8],
         now: u64,
+        clock: Clock,
         notices: &mut Notices,
         violations: &mut Violations,
     ) {
@@ -163,8 +168,10 @@ impl<'a> Publisher<'a> {
                     return violations.add("event_answered_twice", hex);
                 }
                 self.answered_count += 1;
-                let sent = self.shared.sent_ns[position].load(Ordering::Relaxed);
-                self.ok_latency.record(now, now.saturating_sub(sent));
+                let from = self.shared.from_ns[position].load(Ordering::Relaxed);
+                if clock.is_measured(from) {
+                    self.ok_latency.record(now, now.saturating_sub(from));
+                }
                 self.verdicts.add(accepted, &reason);
                 if !accepted || reason.starts_with("duplicate:") {
                     self.shared.refused.fetch_add(1, Ordering::Relaxed);
@@ -189,13 +196,12 @@ impl<'a> Publisher<'a> {
         });
     }
 
-    /// Its figures, and the latency of its OKs.
-    pub fn finish(self) -> (Value, Latency) {
+    /// Its figures, the latency of its OKs, and how late it was itself.
+    pub fn finish(self) -> (Value, Latency, Latency) {
         let detail = json!({
             "events_published": self.sent, "accepted": self.verdicts.accepted,
             "rejected": self.verdicts.rejected,
-            "publisher_lateness_us": matches!(self.pace, Pace::Paced { .. }).then(|| self.lateness.summary()),
         });
-        (detail, self.ok_latency)
+        (detail, self.ok_latency, self.lateness)
     }
 }

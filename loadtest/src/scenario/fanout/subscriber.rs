@@ -1,14 +1,14 @@
 //! One live subscription and its ledger: which events came, once each, in order.
 
 use super::Shared;
-use crate::client::{Connection, Id, Lost, RelayMessage, frame, message};
+use crate::client::inquiry::Answer;
+use crate::client::{Connection, Id, Lost, RelayMessage, message};
 use crate::report::{Latency, Violations};
 use crate::scenario::{Clock, Notices};
-use anyhow::{Context, bail, ensure};
-use rustix::event::{PollFd, PollFlags, poll};
+use anyhow::{Context, ensure};
 use serde_json::Value;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SUBSCRIPTION: &str = "live";
 /// The first subscriber keeps this many deliveries as they came, to be compared with what was published.
@@ -59,29 +59,14 @@ impl Subscriber {
     /// A timeout, a CLOSED, a stored event where none was asked for.
     pub fn subscribe(&mut self, filter: &Value, timeout: Duration) -> anyhow::Result<()> {
         let connection = self.connection.as_mut().context("it is open")?;
-        let mut request = Vec::new();
-        frame::append_text(
-            &mut request,
-            format!("[\"REQ\",\"{SUBSCRIPTION}\",{filter}]").as_bytes(),
-            [7, 3, 5, 1],
+        let answer = connection
+            .inquire(SUBSCRIPTION, filter, timeout)
+            .with_context(|| format!("subscriber {}", self.number))?;
+        ensure!(
+            answer == Answer::default(),
+            "subscriber {}: not just EOSE: {answer:?}",
+            self.number
         );
-        connection.send(&request)?;
-        let deadline = Instant::now() + timeout;
-        let mut buffer = vec![0; 64 << 10];
-        let mut answer = None;
-        while answer.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "subscriber {}: no EOSE within {timeout:?}", self.number);
-            poll(&mut [PollFd::new(&*connection, PollFlags::IN)], Some(&left.try_into()?))?;
-            connection.receive(&mut buffer, |text| match message::parse(text) {
-                Ok(RelayMessage::Eose { .. }) => answer = answer.take().or(Some(Ok(()))),
-                Ok(RelayMessage::Auth | RelayMessage::Notice(_) | RelayMessage::Other) => {}
-                other => answer = Some(Err(format!("{other:?}"))),
-            })?;
-        }
-        if let Some(Err(message)) = answer {
-            bail!("subscriber {}: the relay answers the REQ with {message}", self.number);
-        }
         Ok(())
     }
 
@@ -105,8 +90,10 @@ impl Subscriber {
             match message::parse(text) {
                 Ok(RelayMessage::Event { subscription, id }) if subscription == SUBSCRIPTION => {
                     if let Some(position) = self.on_event(&id, shared, violations) {
-                        let sent = shared.sent_ns[position].load(Ordering::Acquire);
-                        latency.record(now, now.saturating_sub(sent));
+                        let from = shared.from_ns[position].load(Ordering::Acquire);
+                        if clock.is_measured(from) {
+                            latency.record(now, now.saturating_sub(from));
+                        }
                         self.keep(position, text);
                     }
                 }
@@ -216,7 +203,7 @@ mod tests {
         let shared = Shared {
             events: &signed,
             index: &index,
-            sent_ns: (0..5).map(|_| zero()).collect(),
+            from_ns: (0..5).map(|_| zero()).collect(),
             delivered: zero(),
             refused: zero(),
             subscribers_live: AtomicU64::new(1),

@@ -1,12 +1,32 @@
 //! What a query must answer, from the file alone.
 
-use super::Shape;
 use crate::client::Id;
 use crate::events::{EventFields, IdIndex, Random, SignedEvent};
 use crate::report::Violations;
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
+
+/// Ids in a filter that says no limit.
+const IDS_UNLIMITED: usize = 50;
+
+/// What a query asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// The newest of one author
+    Author,
+    /// The newest of one kind
+    Kind,
+    /// The newest of all
+    Global,
+    /// As many ids as the limit says
+    Ids,
+    /// The newest with one value of a single-letter tag
+    Tag,
+}
 
 /// One filter and what it selects.
 #[derive(Clone, Debug)]
@@ -105,17 +125,30 @@ impl Corpus {
     ///
     /// # Errors
     /// The file has none, such as no tags.
-    pub fn draw(&self, shape: Shape, limit: usize, random: &mut Random) -> anyhow::Result<Query> {
+    pub fn draw(
+        &self,
+        shape: Shape,
+        limit: Option<usize>,
+        random: &mut Random,
+    ) -> anyhow::Result<Query> {
+        let (mut filter, selector) = self.select(shape, limit, random)?;
+        if let Some(limit) = limit {
+            filter["limit"] = json!(limit);
+        }
+        let limit = limit.unwrap_or(usize::MAX);
+        Ok(Query { filter: filter.to_string(), selector, limit })
+    }
+
+    fn select(
+        &self,
+        shape: Shape,
+        limit: Option<usize>,
+        random: &mut Random,
+    ) -> anyhow::Result<(Value, Selector)> {
         let name = match shape {
-            Shape::Global => {
-                return Ok(Query {
-                    filter: json!({"limit": limit}).to_string(),
-                    selector: Selector::All,
-                    limit,
-                });
-            }
+            Shape::Global => return Ok((json!({}), Selector::All)),
             Shape::Ids => {
-                let count = limit.min(self.ids_by_rank.len());
+                let count = limit.unwrap_or(IDS_UNLIMITED).min(self.ids_by_rank.len());
                 let mut ids = HashSet::new();
                 while ids.len() < count {
                     ids.insert(self.ids_by_rank[random.below(self.ids_by_rank.len())]);
@@ -123,8 +156,7 @@ impl Corpus {
                 let mut hex: Vec<String> =
                     ids.iter().map(|id| faster_hex::hex_string(id)).collect();
                 hex.sort();
-                let filter = json!({"ids": hex, "limit": limit}).to_string();
-                return Ok(Query { filter, selector: Selector::Ids(ids), limit });
+                return Ok((json!({"ids": hex}), Selector::Ids(ids)));
             }
             Shape::Author => "author",
             Shape::Kind => "kind",
@@ -135,9 +167,17 @@ impl Corpus {
             .get(name)
             .with_context(|| format!("the file has no {name} to ask for"))?;
         let group = groups[random.below(groups.len())];
-        let mut filter = self.groups[group].0.clone();
-        filter["limit"] = json!(limit);
-        Ok(Query { filter: filter.to_string(), selector: Selector::Group(group), limit })
+        Ok((self.groups[group].0.clone(), Selector::Group(group)))
+    }
+
+    /// Judges a COUNT of a relay that holds this file and nothing else.
+    pub fn check_count(&self, query: &Query, count: u64, violations: &mut Violations) {
+        let expected = self.expected(query).len() as u64;
+        if count != expected {
+            violations.add("count_wrong", || {
+                format!("{count} instead of {expected} to {}", query.filter)
+            });
+        }
     }
 
     /// Judges one answer; returns how many of its events are not in the file (another run's, unless `exact`).
@@ -230,7 +270,7 @@ mod tests {
         let corpus = corpus();
         let mut random = Random::new(9);
         for shape in [Shape::Author, Shape::Kind, Shape::Global, Shape::Ids, Shape::Tag] {
-            let query = corpus.draw(shape, 20, &mut random).unwrap();
+            let query = corpus.draw(shape, Some(20), &mut random).unwrap();
             let mut answer = corpus.expected(&query);
             answer.sort_by_key(|id| corpus.rank[corpus.positions[id] as usize]);
             let judged = |answer: &[Id]| {
@@ -252,9 +292,21 @@ mod tests {
     }
 
     #[test]
+    fn a_count_is_of_all_that_match() {
+        let corpus = corpus();
+        let query = corpus.draw(Shape::Kind, None, &mut Random::new(2)).unwrap();
+        assert_eq!(query.filter, r#"{"kinds":[1]}"#);
+        let mut violations = Violations::default();
+        corpus.check_count(&query, 300, &mut violations);
+        assert!(violations.is_empty());
+        corpus.check_count(&query, 299, &mut violations);
+        assert_eq!(kinds(&violations), ["count_wrong"]);
+    }
+
+    #[test]
     fn an_event_nobody_asked_for_is_noticed() {
         let corpus = corpus();
-        let query = corpus.draw(Shape::Author, 300, &mut Random::new(2)).unwrap();
+        let query = corpus.draw(Shape::Author, Some(300), &mut Random::new(2)).unwrap();
         let members = corpus.expected(&query);
         let stranger = corpus.ids_by_rank.iter().find(|id| !members.contains(id)).unwrap();
         let mut violations = Violations::default();

@@ -1,0 +1,212 @@
+//! The load that most scenarios are made of: publishers, askers and followers, in any numbers.
+//!
+//! Each thread has some of each and one epoll set. In the window it does nothing but send what is due and judge what
+//! arrives; what must have arrived is settled afterwards.
+
+mod ask;
+mod follow;
+mod hub;
+mod ledger;
+mod publish;
+
+pub use ask::{Answered, Questions, Verb};
+pub use follow::Followed;
+pub use ledger::Ledger;
+pub use publish::{Published, Verdicts, frames};
+
+use super::schedule::Pace;
+use super::{Clock, Common, Notices, POLL_MS_MAX, Window, Worker, connect, deal, measure};
+use crate::client::poller::Ready;
+use crate::client::{Connection, Poller, Target};
+use crate::report::Violations;
+use anyhow::{Context, ensure};
+use ask::Ask;
+use follow::Follow;
+use hub::Hub;
+use publish::Publish;
+use std::time::Duration;
+
+/// After the window followers are read for this long: a delivery too many would arrive now.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// What a run consists of.
+pub struct Load<'a> {
+    pub ledger: &'a Ledger<'a>,
+    pub publish_pace: &'a Pace,
+    pub questions: Option<&'a Questions<'a>>,
+    /// Each follows one of the ledger's audiences, in turn.
+    pub followers: usize,
+    /// Deliveries out of order are counted, but no violations.
+    pub any_order: bool,
+}
+
+/// What a run brought.
+pub struct Ran {
+    pub published: Published,
+    pub answered: Answered,
+    pub followed: Followed,
+    pub notices: Notices,
+    pub violations: Violations,
+    pub window: Window,
+}
+
+impl Load<'_> {
+    pub fn connections(&self) -> usize {
+        let askers = self.questions.map_or(0, |questions| questions.connections);
+        self.ledger.publishers + askers + self.followers
+    }
+
+    /// How long the schedules are; nothing for closed loops.
+    fn length(&self) -> Duration {
+        let asking = self
+            .questions
+            .map_or(Duration::ZERO, |questions| questions.pace.length(questions.queries.len()));
+        self.publish_pace.length(self.ledger.events.len()).max(asking)
+    }
+
+    /// Connects, subscribes, and runs the window.
+    ///
+    /// # Errors
+    /// Anything that keeps the window from being measured.
+    pub fn run(&self, common: &Common, target: &Target) -> anyhow::Result<Ran> {
+        let mut connections = connect(target, self.connections())?;
+        let mut followers = connections.split_off(connections.len() - self.followers);
+        let askers = connections.split_off(self.ledger.publishers);
+        self.subscribe(&mut followers, target.connect_timeout)?;
+        let threads = usize::from(common.threads);
+        let hands = [connections, askers, followers]
+            .map(|all| deal(all.into_iter().enumerate(), threads).into_iter());
+        let [publishers, askers, followers] = hands;
+        let mut workers = publishers
+            .zip(askers)
+            .zip(followers)
+            .map(|((publishers, askers), followers)| {
+                MixWorker::new(self, publishers, askers, followers)
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let window = measure(common, self.length() + common.timeout(), &mut workers)?;
+        if self.followers > 0 {
+            drain(&mut workers, window.clock);
+        }
+        let mut ran = Ran {
+            published: Published::default(),
+            answered: Answered::default(),
+            followed: Followed::default(),
+            notices: Notices::default(),
+            violations: Violations::default(),
+            window,
+        };
+        workers.into_iter().for_each(|worker| worker.finish(self.any_order, &mut ran));
+        Ok(ran)
+    }
+
+    fn subscribe(&self, followers: &mut [Connection], timeout: Duration) -> anyhow::Result<()> {
+        let audiences = self.ledger.audiences.iter().cycle();
+        for (number, (follower, audience)) in followers.iter_mut().zip(audiences).enumerate() {
+            let answer = follower
+                .inquire(follow::SUBSCRIPTION, &live(&audience.filter), timeout)
+                .with_context(|| format!("follower {number}"))?;
+            ensure!(answer.closed.is_none(), "follower {number}: {:?}", answer.closed);
+            ensure!(answer.events.is_empty(), "follower {number}: stored events to \"limit\":0");
+        }
+        Ok(())
+    }
+}
+
+/// NIP-01's way to say "nothing stored, please".
+fn live(filter: &serde_json::Value) -> serde_json::Value {
+    let mut live = filter.clone();
+    live["limit"] = 0.into();
+    live
+}
+
+struct MixWorker<'a> {
+    hub: Hub,
+    publish: Publish<'a>,
+    ask: Option<Ask<'a>>,
+    follow: Follow<'a>,
+}
+
+impl<'a> MixWorker<'a> {
+    fn new(
+        load: &'a Load<'a>,
+        publishers: Vec<(usize, Connection)>,
+        askers: Vec<(usize, Connection)>,
+        followers: Vec<(usize, Connection)>,
+    ) -> anyhow::Result<Self> {
+        let (notices, violations) = Default::default();
+        let hub = Hub { poller: Poller::new()?, notices, violations };
+        let first_asker = publishers.len();
+        let first_follower = first_asker + askers.len();
+        let publish = Publish::new(&hub, load.ledger, load.publish_pace, publishers, 0)?;
+        let ask = load
+            .questions
+            .map(|questions| Ask::new(&hub, questions, askers, first_asker))
+            .transpose()?;
+        let follow = Follow::new(&hub, load.ledger, followers, first_follower)?;
+        Ok(Self { hub, publish, ask, follow })
+    }
+
+    fn is_done(&self) -> bool {
+        self.publish.is_done() && self.ask.as_ref().is_none_or(Ask::is_done)
+    }
+
+    /// Waits once and serves everything that is ready; false when the generator itself fails.
+    fn turn(&mut self, clock: Clock, wait: Duration, ready: &mut Vec<Ready>) -> bool {
+        let wait = wait.min(Duration::from_millis(POLL_MS_MAX));
+        if let Err(error) = self.hub.poller.wait(wait, ready) {
+            self.hub.violations.add("generator_failed", || error.to_string());
+            return false;
+        }
+        for &one in ready.iter() {
+            let publishers = self.publish.lanes();
+            let askers = self.ask.as_ref().map_or(0, Ask::lanes);
+            match (one.token, &mut self.ask) {
+                (at, _) if at < publishers => self.publish.serve(at, &mut self.hub, one, clock),
+                (at, Some(ask)) if at < publishers + askers => {
+                    ask.serve(at - publishers, &mut self.hub, one, clock);
+                }
+                (at, _) => {
+                    self.follow.serve(at - publishers - askers, &mut self.hub, one, clock);
+                }
+            }
+        }
+        true
+    }
+
+    fn finish(self, any_order: bool, ran: &mut Ran) {
+        ran.violations.merge(self.hub.violations);
+        ran.notices.merge(self.hub.notices);
+        ran.published.merge(self.publish.finish(&mut ran.violations));
+        if let Some(ask) = self.ask {
+            ran.answered.merge(ask.finish(&mut ran.violations));
+        }
+        ran.followed.merge(self.follow.finish(any_order, &mut ran.violations));
+    }
+}
+
+impl Worker for MixWorker<'_> {
+    fn run(&mut self, clock: Clock) {
+        let mut ready = Vec::new();
+        while !clock.is_over() && (!self.is_done() || !self.follow.is_done()) {
+            let mut wait = self.publish.send_due(&mut self.hub, clock);
+            if let Some(ask) = &mut self.ask {
+                wait = wait.min(ask.send_due(&mut self.hub, clock));
+            }
+            if !self.turn(clock, wait, &mut ready) {
+                return;
+            }
+        }
+    }
+}
+
+/// Reads on for [`DRAIN`], outside the window.
+fn drain(workers: &mut [MixWorker<'_>], window: Clock) {
+    let clock = window.extended(DRAIN);
+    let mut ready = Vec::new();
+    while !clock.is_over() {
+        for worker in workers.iter_mut() {
+            worker.turn(clock, Duration::from_millis(1), &mut ready);
+        }
+    }
+}
