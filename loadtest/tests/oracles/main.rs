@@ -1,0 +1,149 @@
+//! A relay that breaks its promises is caught, by name and by the exit status; one that keeps them is not accused.
+
+#![allow(missing_docs, clippy::cast_possible_truncation, clippy::unwrap_used)]
+
+mod relay;
+
+use relay::Fault;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Command;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_rheostr-loadtest");
+const EVENTS: usize = 1500;
+
+struct Run {
+    status: i32,
+    report: Value,
+}
+
+impl Run {
+    fn violations(&self) -> Vec<&str> {
+        let kinds = self.report["oracle"]["kinds"].as_array().expect("a report");
+        kinds.iter().map(|one| one["kind"].as_str().unwrap()).collect()
+    }
+
+    fn latency(&self, figure: &str) -> f64 {
+        self.report["latency_us"][figure].as_f64().expect("a latency")
+    }
+}
+
+/// Runs the generator; its last report.
+fn generate(arguments: &str) -> Run {
+    let output = Command::new(BINARY).args(arguments.split_whitespace()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_else(|| panic!("nothing printed by {arguments}"));
+    Run {
+        status: output.status.code().expect("it exits by itself"),
+        report: serde_json::from_str(last).unwrap(),
+    }
+}
+
+fn against(fault: Fault, arguments: &str) -> Run {
+    let address = relay::start(fault);
+    generate(&format!("{arguments} --url ws://{address} --settle-ms 0 --timeout-s 10 --json"))
+}
+
+/// A file of its own for each test: they run at the same time.
+fn events(name: &str, count: usize) -> String {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.jsonl"));
+    let path = path.to_str().unwrap().to_owned();
+    let made = generate(&format!("gen --count {count} --seed 4 --authors 50 --out {path}"));
+    assert_eq!((made.status, &made.report["synthetic"]), (0, &Value::Bool(true)));
+    path
+}
+
+#[track_caller]
+fn assert_kept(run: &Run) {
+    assert_eq!(run.status, 0, "{}", run.report);
+    assert_eq!(run.report["oracle"]["violations"], 0);
+    assert!(run.report["oracle"]["checked"].as_u64() > Some(0), "{}", run.report);
+}
+
+#[track_caller]
+fn assert_caught(run: &Run, violation: &str) {
+    assert_eq!(run.status, 1, "{}", run.report);
+    assert!(run.violations().contains(&violation), "{}", run.report["oracle"]);
+    assert_eq!(run.report["ok"], false);
+}
+
+#[test]
+fn a_relay_that_keeps_its_promises_is_not_accused() {
+    let events = events("kept", EVENTS);
+    let address = relay::start(Fault::Nothing);
+    let url = format!("--url ws://{address} --settle-ms 0 --timeout-s 20 --json");
+    let ingest = generate(&format!("ingest --events {events} --closed-loop {url}"));
+    assert_kept(&ingest);
+    assert_eq!(ingest.report["detail"]["accepted"], EVENTS);
+    assert_eq!(ingest.report["detail"]["checked_afterwards"]["ids"], EVENTS);
+    assert_eq!(ingest.report["pacing"], "closed");
+    for arguments in [
+        format!("query --shape tag --exact --count 50 --events {events}"),
+        format!("query --shape author --exact --closed-loop --count 50 --events {events}"),
+        format!("count --shape author --exact --count 50 --events {events}"),
+        "fanout --events 300 --subscribers 5 --rate 500".to_owned(),
+    ] {
+        let run = generate(&format!("{arguments} {url}"));
+        assert_kept(&run);
+        let pacing = if arguments.contains("--closed-loop") { "closed" } else { "open" };
+        assert_eq!(run.report["pacing"], pacing);
+    }
+}
+
+#[test]
+fn an_event_in_a_thousand_that_is_not_stored_is_missed() {
+    let events = events("not-stored", EVENTS);
+    let run =
+        against(Fault::StoresAllBut(1000), &format!("ingest --events {events} --closed-loop"));
+    assert_caught(&run, "acknowledged_event_lost");
+}
+
+#[test]
+fn a_query_without_an_event_that_is_there_is_told_from_a_right_one() {
+    let events = events("query", EVENTS);
+    let arguments =
+        format!("ingest --events {events} --closed-loop --check-ids 0 --check-queries 30");
+    assert_caught(&against(Fault::StoresAllBut(20), &arguments), "stored_event_missing");
+}
+
+#[test]
+fn an_event_in_a_thousand_that_is_not_delivered_is_missed() {
+    let arguments = "fanout --events 1000 --subscribers 3 --closed-loop --timeout-s 3";
+    let address = relay::start(Fault::DeliversAllBut(1000));
+    let run = generate(&format!("{arguments} --url ws://{address} --settle-ms 0 --json"));
+    assert_caught(&run, "delivery_missing");
+    let kinds = run.report["oracle"]["kinds"].as_array().unwrap();
+    let missing = kinds.iter().find(|one| one["kind"] == "delivery_missing").unwrap();
+    assert_eq!(missing["count"], 3, "one for each subscriber");
+}
+
+#[test]
+fn a_delivery_that_comes_twice_is_noticed() {
+    let run = against(Fault::Repeats(1000), "fanout --events 400 --subscribers 3 --closed-loop");
+    assert_caught(&run, "delivery_twice");
+}
+
+#[test]
+fn what_was_acknowledged_and_died_with_the_relay_is_missed() {
+    let events = events("died", EVENTS);
+    let run = against(Fault::DiesWith(EVENTS), &format!("ingest --events {events} --closed-loop"));
+    assert_caught(&run, "acknowledged_event_lost");
+    let kinds = run.report["oracle"]["kinds"].as_array().unwrap();
+    let lost = kinds.iter().find(|one| one["kind"] == "acknowledged_event_lost").unwrap();
+    assert_eq!(lost["count"], 100);
+}
+
+#[test]
+fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
+    let events = events("stall", 2000);
+    let limit = format!("ingest --events {events} --p99-max-ms 100");
+    let open = against(Fault::Stalls, &format!("{limit} --connections 4 --rate 800"));
+    assert_caught(&open, "p99_above_limit");
+    let closed =
+        against(Fault::Stalls, &format!("{limit} --connections 1 --in-flight 1 --closed-loop"));
+    assert_kept(&closed);
+    let (seen, hidden) = (open.latency("p99"), closed.latency("p99"));
+    assert!(seen > 5.0 * hidden, "{seen} in the open loop, {hidden} in the closed one");
+    let worst = closed.latency("max");
+    assert!(worst > 5.0 * hidden, "it stalled all the same: {worst}, p99 {hidden}");
+}

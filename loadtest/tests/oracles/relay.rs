@@ -1,0 +1,205 @@
+//! A tiny relay in this process, correct or broken in one way.
+
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use tungstenite::protocol::{Role, WebSocket};
+use tungstenite::{Message, accept};
+
+/// What the relay does wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Nothing,
+    /// Every nth event is acknowledged and delivered, and not stored.
+    StoresAllBut(usize),
+    /// Every nth event is acknowledged and stored, and not delivered.
+    DeliversAllBut(usize),
+    /// Every nth delivery comes twice.
+    Repeats(usize),
+    /// Acknowledges what it has in memory only; dies when it has as many events as this, and starts again.
+    DiesWith(usize),
+    /// Does nothing for the first 200 ms of each second.
+    Stalls,
+}
+
+/// Of the events in memory, the last ones are not stored yet.
+const UNSTORED: usize = 100;
+const STALL_MS: u128 = 200;
+/// How long the relay is gone when it dies.
+const GONE: Duration = Duration::from_millis(300);
+/// Keeps the stalling relay's answers slower than its host's hiccups.
+const WORK: Duration = Duration::from_micros(300);
+
+type Writer = Arc<Mutex<WebSocket<TcpStream>>>;
+
+struct Subscription {
+    connection: usize,
+    name: String,
+    filter: Value,
+    writer: Writer,
+}
+
+struct State {
+    fault: Fault,
+    started: Instant,
+    /// In the order of arrival.
+    stored: Vec<Value>,
+    events: usize,
+    deliveries: usize,
+    subscriptions: Vec<Subscription>,
+    sockets: Vec<TcpStream>,
+    gone_until: Option<Instant>,
+}
+
+/// Serves until the process ends; nobody joins its threads.
+pub fn start(fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let state = Arc::new(Mutex::new(State {
+        fault,
+        started: Instant::now(),
+        stored: Vec::new(),
+        events: 0,
+        deliveries: 0,
+        subscriptions: Vec::new(),
+        sockets: Vec::new(),
+        gone_until: None,
+    }));
+    thread::spawn(move || {
+        for (number, socket) in listener.incoming().flatten().enumerate() {
+            let mut now = state.lock().unwrap();
+            if now.gone_until.is_some_and(|until| Instant::now() < until) {
+                continue;
+            }
+            now.sockets.push(socket.try_clone().unwrap());
+            let state = Arc::clone(&state);
+            thread::spawn(move || serve(&state, number, socket));
+        }
+    });
+    address
+}
+
+fn serve(state: &Mutex<State>, number: usize, socket: TcpStream) {
+    socket.set_nodelay(true).unwrap();
+    let second = socket.try_clone().unwrap();
+    let Ok(mut reader) = accept(socket) else {
+        second.shutdown(Shutdown::Both).ok();
+        return;
+    };
+    let writer = Arc::new(Mutex::new(WebSocket::from_raw_socket(second, Role::Server, None)));
+    while let Ok(message) = reader.read() {
+        let Message::Text(text) = message else { continue };
+        let request: Value = serde_json::from_str(&text).unwrap();
+        stall(state);
+        let mut state = state.lock().unwrap();
+        match request[0].as_str().unwrap() {
+            "EVENT" => state.publish(&request[1], &writer),
+            "REQ" => state.subscribe(number, &request, &writer),
+            "COUNT" => {
+                let count = state.stored.iter().filter(|one| matches(&request[2], one)).count();
+                say(&writer, &json!(["COUNT", request[1], {"count": count}]));
+            }
+            _ => state.unsubscribe(number, Some(request[1].as_str().unwrap())),
+        }
+    }
+    state.lock().unwrap().unsubscribe(number, None);
+}
+
+fn stall(state: &Mutex<State>) {
+    let (fault, started) = {
+        let state = state.lock().unwrap();
+        (state.fault, state.started)
+    };
+    if fault == Fault::Stalls {
+        thread::sleep(WORK);
+        let into_second = started.elapsed().as_millis() % 1000;
+        thread::sleep(Duration::from_millis(STALL_MS.saturating_sub(into_second) as u64));
+    }
+}
+
+impl State {
+    fn publish(&mut self, event: &Value, writer: &Writer) {
+        self.events += 1;
+        let every = |n: usize| self.events.is_multiple_of(n);
+        if !matches!(self.fault, Fault::StoresAllBut(n) if every(n)) {
+            self.stored.push(event.clone());
+        }
+        say(writer, &json!(["OK", event["id"], true, ""]));
+        if !matches!(self.fault, Fault::DeliversAllBut(n) if every(n)) {
+            self.deliver(event);
+        }
+        if self.fault == Fault::DiesWith(self.events) {
+            self.die();
+        }
+    }
+
+    fn deliver(&mut self, event: &Value) {
+        for one in self.subscriptions.iter().filter(|one| matches(&one.filter, event)) {
+            self.deliveries += 1;
+            say(&one.writer, &json!(["EVENT", one.name, event]));
+            if matches!(self.fault, Fault::Repeats(n) if self.deliveries.is_multiple_of(n)) {
+                say(&one.writer, &json!(["EVENT", one.name, event]));
+            }
+        }
+    }
+
+    fn subscribe(&mut self, connection: usize, request: &Value, writer: &Writer) {
+        let (name, filter) = (request[1].as_str().unwrap(), &request[2]);
+        let mut found: Vec<&Value> =
+            self.stored.iter().filter(|event| matches(filter, event)).collect();
+        found.sort_by_key(|event| {
+            (std::cmp::Reverse(event["created_at"].as_u64()), event["id"].as_str())
+        });
+        for event in found.into_iter().take(filter["limit"].as_u64().unwrap_or(5000) as usize) {
+            say(writer, &json!(["EVENT", name, event]));
+        }
+        say(writer, &json!(["EOSE", name]));
+        self.unsubscribe(connection, Some(name));
+        self.subscriptions.push(Subscription {
+            connection,
+            name: name.to_owned(),
+            filter: filter.clone(),
+            writer: Arc::clone(writer),
+        });
+    }
+
+    fn unsubscribe(&mut self, connection: usize, name: Option<&str>) {
+        self.subscriptions.retain(|one| {
+            one.connection != connection || name.is_some_and(|name| one.name != name)
+        });
+    }
+
+    fn die(&mut self) {
+        self.stored.truncate(self.stored.len() - UNSTORED);
+        self.subscriptions.clear();
+        self.gone_until = Some(Instant::now() + GONE);
+        for socket in self.sockets.drain(..) {
+            socket.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+fn say(writer: &Writer, message: &Value) {
+    // Whoever is gone is told nothing.
+    writer.lock().unwrap().send(Message::text(message.to_string())).ok();
+}
+
+fn matches(filter: &Value, event: &Value) -> bool {
+    filter.as_object().unwrap().iter().all(|(key, wanted)| {
+        let one_of = |value: &Value| wanted.as_array().unwrap().contains(value);
+        match key.as_str() {
+            "ids" => one_of(&event["id"]),
+            "authors" => one_of(&event["pubkey"]),
+            "kinds" => one_of(&event["kind"]),
+            "since" => event["created_at"].as_u64() >= wanted.as_u64(),
+            "until" => event["created_at"].as_u64() <= wanted.as_u64(),
+            "limit" => true,
+            tag => {
+                let mut tags = event["tags"].as_array().unwrap().iter();
+                tags.any(|one| one[0] == tag[1..] && one_of(&one[1]))
+            }
+        }
+    })
+}
