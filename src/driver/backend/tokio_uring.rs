@@ -12,6 +12,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -132,13 +133,45 @@ pub struct Sending {
     /// What the kernel reads lies in its buffers, which nobody touches until the operation is done.
     batch: Box<Batch>,
     /// Where that is, when it is in several pieces.
-    _gather: Option<Box<Gather>>,
+    _gather: Option<Gather>,
 }
 
 /// A message header and the list it points at; that points into the batch.
-struct Gather {
+struct Gathered {
     header: libc::msghdr,
     slices: Vec<libc::iovec>,
+}
+
+/// Owns a [`Gathered`] by the pointer that the kernel reads it through. A box would claim, each time it
+/// moves, that nobody else has one.
+struct Gather(NonNull<Gathered>);
+
+impl Gather {
+    fn new(slices: Vec<libc::iovec>) -> Self {
+        // SAFETY: all-zero is a valid `msghdr`: null pointers and zero lengths.
+        let header: libc::msghdr = unsafe { std::mem::zeroed() };
+        let gathered = NonNull::from(Box::leak(Box::new(Gathered { header, slices })));
+        // SAFETY: it was leaked in the line above, and nobody else knows of it yet. The list is reached
+        // through the same pointer from here on, until it is dropped.
+        unsafe {
+            let Gathered { header, slices } = &mut *gathered.as_ptr();
+            header.msg_iov = slices.as_mut_ptr();
+            header.msg_iovlen = slices.len() as _;
+        }
+        Self(gathered)
+    }
+
+    fn header(&self) -> *const libc::msghdr {
+        // SAFETY: it is allocated until `self` is dropped; no reference is made.
+        unsafe { &raw const (*self.0.as_ptr()).header }
+    }
+}
+
+impl Drop for Gather {
+    fn drop(&mut self) {
+        // SAFETY: it came out of a box, and this is its one owner.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 impl Sending {
@@ -161,12 +194,8 @@ impl Sending {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
         });
-        // SAFETY: all-zero is a valid `msghdr`: null pointers and zero lengths.
-        let header: libc::msghdr = unsafe { std::mem::zeroed() };
-        let mut gather = Box::new(Gather { header, slices: slices.collect() });
-        gather.header.msg_iov = gather.slices.as_mut_ptr();
-        gather.header.msg_iovlen = gather.slices.len() as _;
-        let entry = opcode::SendMsg::new(fd, &raw const gather.header).flags(FLAGS as u32).build();
+        let gather = Gather::new(slices.collect());
+        let entry = opcode::SendMsg::new(fd, gather.header()).flags(FLAGS as u32).build();
         (Self { _socket: socket, batch, _gather: Some(gather) }, entry)
     }
 }
