@@ -55,6 +55,34 @@ pub enum FromShard {
     },
     /// A connection the kernel gave to a fuller shard.
     Accepted(OwnedFd, Load),
+    /// The [`LastWord`] of another shard.
+    Done,
+}
+
+/// Tells the other shards, when dropped, that this one asks nothing more, however it came to that. A shard
+/// answers until each of the others has said so.
+pub struct LastWord {
+    shard: usize,
+    peers: Arc<[Address]>,
+}
+
+impl LastWord {
+    /// That of a shard among `peers`.
+    #[must_use]
+    pub fn new(shard: usize, peers: Arc<[Address]>) -> Self {
+        Self { shard, peers }
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        for (shard, peer) in self.peers.iter().enumerate() {
+            if shard != self.shard {
+                // It fails where that shard's thread has panicked or never ran.
+                let _ = peer.send_from_shard(FromShard::Done);
+            }
+        }
+    }
 }
 
 /// Connections that may be on their way from fuller shards.

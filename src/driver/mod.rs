@@ -27,7 +27,7 @@ use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
 use backend::epoll::Epoll;
 use backend::tokio_uring::TokioUring;
 use backend::{Backend, Choice};
-use bus::{Address, FromThread, HANDOVERS_MAX, Mailbox};
+use bus::{Address, FromThread, HANDOVERS_MAX, LastWord, Mailbox};
 use places::Places;
 pub use shard_loop::{Observe, SCRATCH_BYTES};
 use shard_loop::{Parts, ShardLoop};
@@ -74,16 +74,19 @@ pub enum StartError {
 /// The mailboxes of all shards, made before the threads that fill them.
 pub struct Mesh {
     addresses: Arc<[Address]>,
-    mailboxes: Vec<Mailbox>,
+    mailboxes: Vec<(Mailbox, LastWord)>,
 }
 
 impl Mesh {
     /// Mailboxes for `shards` shards, each with room for every message the others may owe it.
     #[must_use]
     pub fn new(shards: u16) -> Self {
-        let room = usize::from(shards - 1) * 2 * SUBMISSIONS_MAX + HANDOVERS_MAX;
-        let (addresses, mailboxes): (Vec<_>, _) = (0..shards).map(|_| bus::open(room)).unzip();
-        Self { addresses: addresses.into(), mailboxes }
+        let room = usize::from(shards - 1) * (2 * SUBMISSIONS_MAX + 1) + HANDOVERS_MAX;
+        let (addresses, mailboxes): (Vec<_>, Vec<_>) = (0..shards).map(|_| bus::open(room)).unzip();
+        let addresses: Arc<[_]> = addresses.into();
+        let last_words = (0..).map(|shard| LastWord::new(shard, addresses.clone()));
+        let mailboxes = mailboxes.into_iter().zip(last_words).collect();
+        Self { addresses, mailboxes }
     }
 
     /// Where the writer publishes its commits.
@@ -190,8 +193,8 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
     let mut threads = Vec::with_capacity(shards);
     let running =
         |threads| Running { address, backend: B::NAME, addresses: addresses.clone(), threads };
-    let parts = mailboxes.into_iter().zip(sockets).zip(config.observe).enumerate();
-    for (number, ((mailbox, socket), observe)) in parts {
+    let mut rest = mailboxes.into_iter().zip(sockets).zip(config.observe).enumerate();
+    while let Some((number, (((mailbox, last_word), socket), observe))) = rest.next() {
         let setup = Setup {
             origin: u16::try_from(number).expect("fewer shards than 2^16"),
             shards: u16::try_from(shards).expect("fewer shards than 2^16"),
@@ -207,6 +210,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             number,
             mailbox,
             peers: addresses.clone(),
+            last_word,
             loads: loads.clone(),
             connections_max: config.connections_max,
             places: config.places.clone(),
@@ -220,6 +224,8 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
         match spawn_shard::<B>(parts, socket, core) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
+                // Those that have started wait for the last word of these.
+                drop(rest);
                 let started = running(threads);
                 started.shutdown();
                 started.join();

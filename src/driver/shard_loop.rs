@@ -23,7 +23,7 @@ use rustix::net::Shutdown;
 use socket2::SockRef;
 
 use super::backend::{Backend, Socket};
-use super::bus::{Address, FromShard, FromThread, Mailbox};
+use super::bus::{Address, FromShard, FromThread, LastWord, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::places::{Place, Places};
@@ -74,6 +74,7 @@ pub struct Parts {
     pub(super) number: usize,
     pub(super) mailbox: Mailbox,
     pub(super) peers: Arc<[Address]>,
+    pub(super) last_word: LastWord,
     pub(super) loads: Arc<[AtomicUsize]>,
     pub(super) connections_max: usize,
     pub(super) places: Arc<Places>,
@@ -124,11 +125,14 @@ pub struct ShardLoop<B: Backend> {
     read: ReadersHandle,
     observe: Observe,
     pub(super) stopping: Cell<bool>,
+    /// Other shards that may still ask this one.
+    asking: Cell<usize>,
     listener: RefCell<Option<Rc<B::Socket>>>,
 }
 
 impl<B: Backend> ShardLoop<B> {
-    /// Runs a shard until it has been told to stop and every connection is closed.
+    /// Runs a shard until it has been told to stop and every connection is closed, of the other shards
+    /// too: what they ask about an ephemeral event is answered to the last.
     ///
     /// # Errors
     /// When the listening socket cannot be registered.
@@ -137,11 +141,13 @@ impl<B: Backend> ShardLoop<B> {
         socket: OwnedFd,
         ready: impl FnOnce(),
     ) -> std::io::Result<()> {
+        let mut last_word = Some(parts.last_word);
         let shard = Rc::new(Self {
             core: RefCell::new((parts.core)()),
             now: Cell::new(clock::now().0),
             has_waited: Cell::new(true),
             number: parts.number,
+            asking: Cell::new(parts.peers.len() - 1),
             mailbox: parts.mailbox,
             peers: parts.peers,
             loads: parts.loads,
@@ -179,8 +185,11 @@ impl<B: Backend> ShardLoop<B> {
                 shard.end_writes();
             }
             if shard.core.borrow().is_done() {
-                shard.observe();
-                return Ok(());
+                drop(last_word.take());
+                if shard.asking.get() == 0 {
+                    shard.observe();
+                    return Ok(());
+                }
             }
         }
     }
@@ -268,13 +277,14 @@ impl<B: Backend> ShardLoop<B> {
             FromShard::Ephemeral { from, token, event } => {
                 let count = self.with(|core, now| core.handle_ephemeral(&event, now));
                 let heard = FromShard::Heard { token, count };
-                // A shard that has ended needs no answer.
+                // A shard that has panicked needs no answer.
                 let _ = self.peers[usize::from(from)].send_from_shard(heard);
             }
             FromShard::Heard { token, count } => {
                 self.with(|core, _| core.handle_heard(token, count));
             }
             FromShard::Accepted(socket, load) => self.adopt(socket, load),
+            FromShard::Done => self.asking.set(self.asking.get() - 1),
         }
     }
 

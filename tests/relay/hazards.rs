@@ -145,6 +145,43 @@ fn a_stop_answers_what_was_sent() {
     assert!(missing.is_empty(), "{} of {} are missing", missing.len(), taken.len());
 }
 
+/// A shard without connections has nothing to wait for when the relay stops, but another one's question
+/// to it may be on its way: whether anybody hears an ephemeral event.
+#[test]
+fn a_stop_answers_what_one_shard_asks_another() {
+    const EVENTS: usize = 300;
+    let _alone = alone();
+    let author = Author::new(1);
+    for round in 0..3 {
+        let mut server = Launch::default()
+            .shards(2)
+            .set("limits.drain_ms_max", 2 * PATIENCE.as_millis())
+            .start();
+        let event = |n: usize| Draft::new(20_001, now()).content(format!("{round} {n}"));
+        let events: Vec<_> = (0..EVENTS).map(|n| event(n).sign(&author)).collect();
+        let mut client = server.connect();
+        client.send_all(events.iter().map(Event::message));
+        assert_eq!(client.next(), mute(&events[0]));
+        server.signal(Signal::TERM);
+        // What comes after the signal may not be read.
+        let mut unanswered = events[1..].iter();
+        let code = loop {
+            match client.next() {
+                Answer::Close(code) => break code,
+                answer => assert_eq!(Some(answer), unanswered.next().map(mute)),
+            }
+        };
+        assert_eq!(code, Some(1001));
+        drop(client);
+        assert_eq!(server.wait(PATIENCE).expect("it ends").code(), Some(0));
+    }
+}
+
+fn mute(event: &Event) -> Answer {
+    let text = "mute: nobody was listening".into();
+    Answer::Ok { id: event.id.clone(), accepted: false, text }
+}
+
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let mut server = Launch::default()
