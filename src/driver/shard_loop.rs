@@ -178,7 +178,14 @@ impl<B: Backend> ShardLoop<B> {
             shard.has_waited.set(true);
             shard.mailbox.wait().await;
             shard.begin_turn();
-            while shard.tick() || shard.has_begun_writes() {
+            loop {
+                let more = shard.tick();
+                if B::WRITES_AT_ONCE {
+                    shard.end_writes();
+                }
+                if !more && !shard.has_begun_writes() {
+                    break;
+                }
                 shard.has_waited.set(true);
                 B::breathe().await;
                 shard.begin_turn();

@@ -24,6 +24,7 @@ pub struct EpollSocket(AsyncFd<OwnedFd>);
 
 impl Backend for Epoll {
     const NAME: &'static str = "epoll";
+    const WRITES_AT_ONCE: bool = true;
     type Socket = EpollSocket;
 
     fn run<F: Future>(main: F) -> io::Result<F::Output> {

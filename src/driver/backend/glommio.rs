@@ -83,6 +83,7 @@ pub fn probe() -> io::Result<()> {
 
 impl Backend for Glommio {
     const NAME: &'static str = "glommio";
+    const WRITES_AT_ONCE: bool = true;
     type Socket = GlommioSocket;
 
     fn run<F: Future>(main: F) -> io::Result<F::Output> {

@@ -28,6 +28,9 @@ pub trait Backend: 'static {
     /// As the ready line and the config name it.
     const NAME: &'static str;
 
+    /// Whether [`Socket::begin_send`] leaves nothing for later: the write is done when it returns.
+    const WRITES_AT_ONCE: bool;
+
     /// A socket, listening or connected.
     type Socket: Socket;
 

@@ -55,6 +55,7 @@ pub fn probe() -> io::Result<()> {
 
 impl Backend for TokioUring {
     const NAME: &'static str = "tokio-uring";
+    const WRITES_AT_ONCE: bool = false;
     type Socket = RingSocket;
 
     fn run<F: Future>(main: F) -> io::Result<F::Output> {
