@@ -317,7 +317,8 @@ impl Sources {
             gauge("store_events", "Events in the store.", info.events)?;
             gauge("store_disk_bytes", "Length of the data file.", info.disk_bytes)?;
             gauge("store_used_bytes", "Bytes of it in use.", info.used_bytes)?;
-            gauge("store_readers", "Read transactions open.", info.readers.into())?;
+            let help = "Read transactions open at once, the most so far, of all processes.";
+            gauge("store_readers", help, info.readers.into())?;
         }
         let help = "Times another thread had to wake the shard.";
         let mut wakes = encoder.encode_descriptor("wakes", help, None, MetricType::Counter)?;

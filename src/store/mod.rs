@@ -107,7 +107,8 @@ pub struct Info {
     pub used_bytes: u64,
     /// What the data file may grow to.
     pub map_bytes_max: u64,
-    /// Read transactions open at the moment, of all processes.
+    /// Read transactions open at once, the most so far, of all processes: the slots they took in the lock
+    /// file, which are used again.
     pub readers: u32,
     /// Every table, in the order of the schema.
     pub tables: Vec<TableInfo>,
