@@ -175,6 +175,10 @@ impl Shard {
         let count = session.verify.len() as u64;
         session.verify = VecDeque::new();
         session.verify_bytes = 0;
+        let stood_in_round = std::mem::take(&mut session.in_verify_round);
+        if stood_in_round && !planted(Bug::RoundKept) {
+            self.verify_round.retain(|other| *other != key);
+        }
         self.counters.verify_waiting -= count;
     }
 

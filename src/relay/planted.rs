@@ -59,6 +59,8 @@ bugs! {
     OkBeforeCommit,
     /// The OK of an ephemeral event does not wait for every shard.
     HeardTooSoon,
+    /// A connection that is gone keeps its turn at verification.
+    RoundKept,
     /// A late word for a connection goes to the next one in its slot.
     WordToStranger,
 

@@ -10,8 +10,14 @@ use crate::relay::session::{Phase, Stage};
 pub fn core(core: &Shard) {
     let limits = &core.setup.limits;
     let c = core.counters();
-    let (mut owned, mut verifying) = (0, 0);
+    for key in &core.verify_round {
+        let session = core.sessions.get(key.slot()).filter(|session| session.key == *key);
+        let waits = session.is_some_and(|s| s.in_verify_round && !s.verify.is_empty());
+        assert!(waits, "a turn is for who is there and has something to verify");
+    }
+    let (mut owned, mut verifying, mut turns) = (0, 0, 0);
     for (_, session) in &core.sessions {
+        turns += usize::from(session.in_verify_round);
         owned += session.subscriptions.len();
         verifying += session.verify.len();
         let at_writer = core.pending.iter().filter(|(_, p)| p.connection == session.key).count();
@@ -30,6 +36,7 @@ pub fn core(core: &Shard) {
         let over = longest_json() + 150 * places;
         assert!(session.outbox.stream_bytes() <= limits.outbox_bytes_max as usize + over);
     }
+    assert_eq!(turns, core.verify_round.len());
     assert!(core.live_bytes.get() <= limits.live_bytes_max as usize);
     let (mut live, mut scans, mut filed) = (0, 0, 0);
     for (_, subscription) in &core.subscriptions {
