@@ -115,14 +115,22 @@ impl Shard {
         self.finish_draining(key, now);
     }
 
+    /// The client sends no more and may still read: it gets all it is owed, then a close without a code.
+    /// One that is owed nothing is let go at once.
+    pub(super) fn take_last_words(&mut self, key: ConnectionKey, now: Now) {
+        self.stop_matching(key);
+        let Some(session) = self.session(key) else { return };
+        if session.is_owed() {
+            session.enter(Phase::Draining, now.ms);
+        } else {
+            self.remove(key);
+        }
+    }
+
     /// Sends a draining connection its close once nothing is owed to it.
     pub(super) fn finish_draining(&mut self, key: ConnectionKey, now: Now) {
         let Some(session) = self.session(key) else { return };
-        let owed = session.replies_owed > 0
-            || session.writing
-            || !session.outbox.is_empty()
-            || !session.subscriptions.is_empty();
-        let owed = owed && !planted(Bug::CloseBeforeQueued);
+        let owed = session.is_owed() && !planted(Bug::CloseBeforeQueued);
         if session.phase == Phase::Draining && !owed {
             session.enter(Phase::Closing { sent: false }, now.ms);
             let reason = match session.reason {

@@ -149,19 +149,33 @@ impl Shard {
 
     /// The relay stops: subscriptions end but for what already waits in their live queues.
     pub(super) fn stop_scans(&mut self, key: ConnectionKey) {
+        self.stop_matching(key);
+        let Some(session) = self.session(key) else { return };
+        for slot in session.subscriptions.clone() {
+            if self.subscriptions[slot as usize].stage != Stage::Live {
+                self.end_kept(slot);
+            }
+        }
+    }
+
+    /// Nothing new goes to the subscriptions of a connection: each ends when what it is owed is queued.
+    pub(super) fn stop_matching(&mut self, key: ConnectionKey) {
         let Some(session) = self.session(key) else { return };
         for slot in session.subscriptions.clone() {
             let subscription = &mut self.subscriptions[slot as usize];
-            if subscription.stage == Stage::Live && !subscription.live.is_empty() {
-                let filters = std::mem::take(&mut subscription.filters);
-                self.index.remove(&filters);
-                continue;
+            let filters = std::mem::take(&mut subscription.filters);
+            self.index.remove(&filters);
+            if subscription.stage == Stage::Live && subscription.live.is_empty() {
+                self.end_kept(slot);
             }
-            // The frames in the outbox stay: they were queued before the stop.
-            let name = subscription.name.clone();
-            subscription.name = Name::new(name.id().clone());
-            self.end_subscription(slot);
         }
+    }
+
+    /// Ends a subscription whose queued frames stay owed.
+    fn end_kept(&mut self, slot: u32) {
+        let subscription = &mut self.subscriptions[slot as usize];
+        subscription.name = Name::new(subscription.name.id().clone());
+        self.end_subscription(slot);
     }
 
     /// Ends a subscription from the relay's side, with a reason.
@@ -380,11 +394,8 @@ impl Shard {
                 continue;
             }
             subscription.is_waiting = false;
-            subscription.live.shrink_to(4);
-            if session.phase == Phase::Draining {
-                let name = subscription.name.clone();
-                subscription.name = Name::new(name.id().clone());
-                self.end_subscription(slot);
+            if session.phase == Phase::Draining && subscription.stage == Stage::Live {
+                self.end_kept(slot);
             }
         }
         if moved {

@@ -51,8 +51,8 @@ pub(super) enum Phase {
     Head,
     /// WebSocket messages both ways.
     Open,
-    /// Nothing more is read; answers and, when the relay stops, queued events still go out, then the
-    /// farewell.
+    /// Nothing more is read; answers and, unless the client sent a close frame, queued events still go
+    /// out, then the farewell.
     Draining,
     /// The last frame is queued or sent; waiting for the peer to finish.
     Closing {
@@ -224,6 +224,14 @@ impl Session {
     /// Whether the peer owes an acknowledgement.
     pub(super) fn awaits_peer(&self) -> bool {
         self.writing || self.unacked_bytes > 0
+    }
+
+    /// Whether something is still to leave for a connection whose subscriptions are matched no more.
+    pub(super) fn is_owed(&self) -> bool {
+        self.replies_owed > 0
+            || self.writing
+            || !self.outbox.is_empty()
+            || !self.subscriptions.is_empty()
     }
 
     /// Whether another message may be decoded: a reply slot is free and the events before it have

@@ -289,16 +289,15 @@ impl Shard {
         key
     }
 
-    /// Notes that the peer sends no more. What it sent before is still answered.
+    /// Notes that the peer sends no more. What it sent before is still answered, stored queries up to
+    /// their EOSE; no event is matched any more. All of it has to leave within `drain_ms_max`.
     pub fn handle_eof(&mut self, key: ConnectionKey, now: Now) {
         let Some(session) = self.session(key) else { return };
         session.peer_done = true;
         let owes = session.writing || !session.outbox.is_empty();
         match session.phase {
             Phase::Closing { .. } if owes => session.phase_ms = now.ms,
-            Phase::Open if session.replies_owed > 0 && !planted(Bug::EndForgetsAnswers) => {
-                self.take_leave(key, None, now);
-            }
+            Phase::Open if !planted(Bug::EndForgetsAnswers) => self.take_last_words(key, now),
             Phase::Draining => {}
             Phase::Head if session.standing == Standing::Asked => {}
             _ => self.remove(key),

@@ -16,6 +16,57 @@ fn a_client_that_stops_sending_still_gets_the_rest_of_its_answer() {
     assert!(relay.was_released(key));
 }
 
+/// It asked for stored events and for live ones, published one, and then only reads.
+#[test]
+fn a_client_that_stops_sending_gets_what_it_asked_for_before_and_nothing_new() {
+    let mut relay = Relay::new(Limits { outbox_messages_max: 2, ..Limits::default() });
+    let (key, idle) = (relay.connect(), relay.connect());
+    relay.say(key, r#"["REQ","t",{}]"#);
+    let scan = relay.scans()[0];
+    for key in [key, idle] {
+        relay.say(key, LIVE);
+        assert_eq!(relay.hear(key), [EOSE]);
+    }
+    let published = event("published");
+    relay.say(key, &format!(r#"["EVENT",{}]"#, std::str::from_utf8(&published.json()).unwrap()));
+    let submissions = relay.verify();
+    relay.publish(&event("before the end"));
+    for key in [key, idle] {
+        relay.core.handle_eof(key, relay.now);
+    }
+    assert_eq!(relay.core.index.len(), 0);
+    relay.publish(&event("after it"));
+    relay.chunk(scan, &events(3), false);
+    assert_eq!(relay.hear(key), ["s \"before the end\"", "t \"0\"", "t \"1\"", "t \"2\""]);
+    assert_eq!(relay.scans(), [scan], "the query goes on");
+    assert_eq!(relay.hear(idle), ["s \"before the end\"", ""]);
+    assert!(relay.was_released(idle), "that was all");
+    relay.judge(&submissions[0], Verdict::Stored);
+    let ok = format!(r#"["OK","{}",true,""]"#, id(&published));
+    assert_eq!(relay.hear(key), [ok]);
+    relay.chunk(scan, &events(1), true);
+    let rest = relay.hear(key);
+    let last = ["t \"0\"", r#"["EOSE","t"]"#, ""];
+    assert_eq!(rest, last, "a close without a code is the last word");
+    assert!(relay.was_released(key));
+    let c = relay.core.counters();
+    // Its first slice was read after that event was stored.
+    assert_eq!((c.matched_live, c.delivered_live, c.suppressed_live), (3, 2, 1));
+}
+
+#[test]
+fn a_client_that_stops_sending_and_does_not_read_is_let_go_in_time() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.connect();
+    relay.say(key, r#"["REQ","t",{}]"#);
+    relay.core.handle_eof(key, relay.now);
+    relay.pass(4_999);
+    assert!(!relay.was_released(key));
+    relay.pass(1);
+    assert!(relay.was_released(key));
+    assert_eq!(relay.core.counters().closed_timeout, 1);
+}
+
 /// The connections whose unacknowledged bytes the shard asks for.
 fn asked(relay: &mut Relay) -> Vec<ConnectionKey> {
     relay.take(|effect| match effect {

@@ -190,6 +190,7 @@ fn frames(mut bytes: &[u8]) -> Vec<String> {
         let payload = &bytes[at..at + len];
         let text = String::from_utf8_lossy(payload).into_owned();
         out.push(match bytes[0] & 15 {
+            8 if payload.is_empty() => String::new(),
             8 => {
                 let code = u16::from_be_bytes([payload[0], payload[1]]);
                 format!("close {code} {}", String::from_utf8_lossy(&payload[2..]))

@@ -39,6 +39,7 @@ seen! {
     Stalled: "a peer acknowledges nothing in time",
     SlowKept: "a peer with bytes outstanding longer than the stall limit is slow, and stays",
     EndWithAnswersOwed: "a client ends its side while answers are owed",
+    EndWithEventsOwed: "a client ends its side while stored or live events are owed",
     EndIdle: "a client ends its side and is owed nothing",
     CloseWithAnswersOwed: "a client's close frame comes while answers are owed",
     DrainWithEvents: "the relay stops while events wait for a socket",

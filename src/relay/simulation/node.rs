@@ -118,21 +118,28 @@ impl Node {
     fn end_of_input(&mut self, key: ConnectionKey, now: Now) {
         let session = self.core.session(key).expect("a socket has its session");
         let owes = session.writing || !session.outbox.is_empty();
-        let answers = session.replies_owed > 0 && session.phase == Phase::Open;
-        let last_words = match session.phase {
+        let (open, answers) = (session.phase == Phase::Open, session.replies_owed > 0);
+        let slots = session.subscriptions.clone();
+        let phase = session.phase;
+        let waits = |slot: &u32| {
+            let subscription = &self.core.subscriptions[*slot as usize];
+            subscription.stage != Stage::Live || !subscription.live.is_empty()
+        };
+        let stored = slots.iter().any(waits);
+        let last_words = match phase {
             Phase::Head => false,
-            Phase::Open => answers,
+            Phase::Open => owes || answers || stored,
             Phase::Draining => true,
             Phase::Closing { .. } => owes,
         };
-        let open = session.phase == Phase::Open;
-        self.seen.add(Seen::EndWithAnswersOwed, u64::from(answers));
-        self.seen.add(Seen::EndIdle, u64::from(open && !answers));
+        self.seen.add(Seen::EndWithAnswersOwed, u64::from(open && answers));
+        self.seen.add(Seen::EndWithEventsOwed, u64::from(open && stored));
+        self.seen.add(Seen::EndIdle, u64::from(open && !last_words));
         self.core.handle_eof(key, now);
         assert_eq!(self.core.session(key).is_some(), last_words);
         let socket = self.socket(key);
-        if answers && socket.expect.end == End::Open {
-            socket.expect.close(None);
+        if open && socket.expect.end == End::Open {
+            socket.expect.stop(None, |_| true);
         }
     }
 
@@ -425,7 +432,8 @@ impl Node {
         let core = &mut self.core;
         for (key, socket) in &mut self.sockets {
             if socket.expect.end == End::Open {
-                socket.expect.stop(|name| stage(core, *key, name) == Some(Stage::Live));
+                let is_live = |name| stage(core, *key, name) == Some(Stage::Live);
+                socket.expect.stop(Some(1001), is_live);
             }
             let session = core.session(*key).expect("a socket has its session");
             let (stream, owed) = (session.outbox.stream_len(), session.replies_owed);

@@ -1,6 +1,6 @@
 //! The write path under attack, over real sockets: readers that never read, a flood with pings in it,
 //! a stop with every queue full, connections that break off, publishers that do not read their answers,
-//! a query for everything there is, windows that open slowly. On every backend.
+//! a query for everything there is, windows that open slowly, clients that only read on. On every backend.
 
 /// One test a backend.
 macro_rules! on_every_backend {
@@ -28,6 +28,7 @@ macro_rules! on_every_backend {
 mod broken_off;
 mod deaf;
 mod flood;
+mod half_closed;
 mod pings;
 mod publisher;
 mod stop;
