@@ -266,6 +266,12 @@ pub const KEYS: &[Key] = &[
         "Live events waiting in one subscription behind a full outbox or an unfinished stored query.",
     ),
     key(
+        "limits.connection_live_events_max",
+        Allowed::Number(1, 100_000_000),
+        "Live events waiting so in all subscriptions of one connection. Beyond them the subscription \
+         furthest behind ends as a slow consumer.",
+    ),
+    key(
         "limits.live_bytes_max",
         Allowed::Number(1 << 16, 1 << 31),
         "Bytes of all live events that wait so in one shard, each counted once however many wait for \

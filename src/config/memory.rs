@@ -5,7 +5,7 @@ use std::fmt;
 use super::Config;
 use crate::relay::Accept;
 use crate::relay::outbox::{BATCH_BYTES_MAX, PONGS_BYTES_MAX};
-use crate::relay::session::VERIFY_BYTES_MAX;
+use crate::relay::session::{LIVE_ROOM_FACTOR, VERIFY_BYTES_MAX};
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 use crate::relay::{DEFLATER_BYTES_MAX, WINDOW_BYTES};
 
@@ -68,9 +68,10 @@ fn deflate_bytes(accept: Accept, message: u64) -> (u64, u64) {
 pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let limits = &config.limits;
     let subscription = u64::from(limits.filters_max) * FILTER_BYTES
-        + u64::from(limits.filter_values_max) * FILTER_VALUE_BYTES
-        // A queue grows by doubling.
-        + 2 * u64::from(limits.live_queue_events_max) * LIVE_EVENT_BYTES;
+        + u64::from(limits.filter_values_max) * FILTER_VALUE_BYTES;
+    let subscriptions = u64::from(limits.subscriptions_max);
+    let waiting = (subscriptions * u64::from(limits.live_queue_events_max))
+        .min(limits.connection_live_events_max.into());
     let ranges = u64::from(limits.filter_values_max) + RANGES_MAX;
     let query = ranges * RANGE_BYTES + SLICE_BYTES;
     let store = &config.store;
@@ -88,8 +89,9 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("batch", bytes(BATCH_BYTES_MAX) + message),
             ("pongs", bytes(PONGS_BYTES_MAX)),
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
-            ("subscriptions", u64::from(limits.subscriptions_max) * subscription),
-            ("stored queries", u64::from(limits.subscriptions_max) * query),
+            ("subscriptions", subscriptions * subscription),
+            ("waiting events", waiting * bytes(LIVE_ROOM_FACTOR) * LIVE_EVENT_BYTES),
+            ("stored queries", subscriptions * query),
             ("address", ADDRESS_BYTES),
         ],
         shared: vec![

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use super::outbox::{Name, Outbox};
 use super::planted::{Bug, planted};
 use super::ports::{Chunk, Query, Sequence};
-use super::session::{ConnectionKey, LiveEvent, Phase, Stage, Subscription};
+use super::session::{ConnectionKey, LIVE_ROOM_FACTOR, LiveEvent, Phase, Stage, Subscription};
 use super::shard::{Effect, Now, ScanKey, Shard};
 use crate::nostr::{Filter, RelayMessage, SubscriptionId};
 use crate::wire::deflate::Deflater;
@@ -126,9 +126,11 @@ impl Shard {
                 self.effects.push_back(Effect::CancelScan(key));
             }
         }
-        self.counters.abandoned_live += subscription.live.len() as u64;
+        let waiting = subscription.live.len();
+        self.counters.abandoned_live += waiting as u64;
         if let Some(session) = self.session(subscription.connection) {
             session.subscriptions.retain(|other| *other != slot);
+            session.live_waiting -= u32::try_from(waiting).expect("a part of their sum");
             if subscription.is_waiting {
                 session.waiting.retain(|other| *other != slot);
             }
@@ -179,7 +181,7 @@ impl Shard {
     }
 
     /// Ends a subscription from the relay's side, with a reason.
-    fn fail_subscription(&mut self, slot: u32, text: &str) {
+    pub(super) fn fail_subscription(&mut self, slot: u32, text: &str) {
         let subscription = &self.subscriptions[slot as usize];
         let (key, name) = (subscription.connection, subscription.name.clone());
         self.end_subscription(slot);
@@ -192,7 +194,11 @@ impl Shard {
     /// Brings one matched live event to a subscription.
     pub(super) fn deliver(&mut self, slot: u32, live: &Rc<LiveEvent>) {
         let limits = &self.setup.limits;
-        let subscription = &mut self.subscriptions[slot as usize];
+        let Some(subscription) = self.subscriptions.get_mut(slot as usize) else {
+            // It has just ended for the sake of another one that matched.
+            self.counters.abandoned_live += 1;
+            return;
+        };
         let late = planted(Bug::LateListener) && subscription.stage == Stage::Scanning;
         if late || subscription.covers(live.sequence) {
             self.counters.suppressed_live += 1;
@@ -210,66 +216,21 @@ impl Shard {
             session.push_live(&subscription.name, live, &mut self.deflater);
             session.ask_write(&mut self.effects, self.turn_us);
             self.counters.delivered_live += 1;
-        } else if subscription.live.len() < limits.live_queue_events_max as usize {
-            subscription.live.push_back(live.clone());
-            if subscription.stage == Stage::Live {
-                self.wait_turn(slot);
-            }
-        } else {
+        } else if subscription.live.len() >= limits.live_queue_events_max as usize {
             self.counters.abandoned_live += u64::from(!planted(Bug::LossUncounted));
             if !planted(Bug::LossUnsaid) {
                 self.end_slow(slot);
             }
-        }
-    }
-
-    fn end_slow(&mut self, slot: u32) {
-        self.counters.subscriptions_slow += 1;
-        if planted(Bug::LagEndsConnection) {
-            return self.remove(self.subscriptions[slot as usize].connection);
-        }
-        self.fail_subscription(slot, "error: slow consumer");
-    }
-
-    /// Ends the subscriptions whose oldest live event has waited too long for room. Waiting for the
-    /// stored query does not count: a reader who takes that as fast as it comes is not slow.
-    pub(super) fn end_slow_subscriptions(&mut self, now: Now) {
-        let age_max = u64::from(self.setup.limits.live_queue_age_ms_max);
-        let waiting = self.sessions.iter().flat_map(|(_, session)| session.waiting.iter().copied());
-        let slow: Vec<u32> = waiting
-            .filter(|slot| {
-                let subscription = &self.subscriptions[*slot as usize];
-                let oldest = subscription.live.front();
-                let live_ms = subscription.live_ms * u64::from(!planted(Bug::ScanCountsAsWait));
-                let since = oldest.map(|event| event.received_ms.max(live_ms));
-                subscription.stage == Stage::Live
-                    && !planted(Bug::AgeUnbounded)
-                    && since.is_some_and(|ms| now.ms.saturating_sub(ms) >= age_max)
-            })
-            .collect();
-        for slot in slow {
-            self.end_slow(slot);
-        }
-    }
-
-    /// Ends the subscriptions furthest behind while the live events that wait are too many bytes. It
-    /// makes more room than is needed, so that the next event does not have it look again.
-    pub(super) fn end_furthest_behind(&mut self) {
-        let bytes_max = self.setup.limits.live_bytes_max as usize;
-        if self.live_bytes.get() <= bytes_max {
-            return;
-        }
-        let oldest = |(slot, subscription): (usize, &Subscription)| {
-            let oldest = subscription.live.front()?;
-            Some((oldest.received_ms, u32::try_from(slot).expect("32 bits")))
-        };
-        let mut behind: Vec<_> = self.subscriptions.iter().filter_map(oldest).collect();
-        behind.sort_unstable();
-        for (_, slot) in behind {
-            if self.live_bytes.get() <= bytes_max / 4 * 3 {
-                return;
+        } else {
+            subscription.live.push_back(live.clone());
+            session.live_waiting += 1;
+            let too_many = session.live_waiting > limits.connection_live_events_max;
+            if subscription.stage == Stage::Live {
+                self.wait_turn(slot);
             }
-            self.end_slow(slot);
+            if too_many && !planted(Bug::ReferencesUnbounded) {
+                self.end_furthest_behind_of(key);
+            }
         }
     }
 
@@ -303,6 +264,9 @@ impl Shard {
                 live.into_iter().partition(|event| subscription.covers(event.sequence));
             subscription.live = left.into();
             self.counters.suppressed_live += covered.len() as u64;
+            if let Some(session) = self.sessions.get_mut(subscription.connection.slot()) {
+                session.live_waiting -= u32::try_from(covered.len()).expect("a part of their sum");
+            }
         }
         subscription.stored.extend(chunk.events);
         subscription.stage = if chunk.done { Stage::Finishing } else { Stage::Paused };
@@ -383,12 +347,17 @@ impl Shard {
                     }
                     Stage::Live => {
                         let Some(live) = subscription.live.pop_front() else { break true };
+                        session.live_waiting -= 1;
                         session.push_live(&subscription.name, &live, &mut self.deflater);
                         self.counters.delivered_live += 1;
                         moved = true;
                     }
                 }
             };
+            let waiting = subscription.live.len();
+            if subscription.live.capacity() > LIVE_ROOM_FACTOR * waiting {
+                subscription.live.shrink_to((2 * waiting).max(4));
+            }
             if !done {
                 session.waiting.push_back(slot);
                 continue;

@@ -40,6 +40,9 @@ pub struct Limits {
     pub replies_max: u32,
     /// Live events waiting in one subscription behind a full outbox or an unfinished stored query.
     pub live_queue_events_max: u32,
+    /// Live events waiting so in all subscriptions of one connection; beyond them the subscription
+    /// furthest behind ends.
+    pub connection_live_events_max: u32,
     /// Bytes of all live events that wait so in one shard, each counted once however many wait for
     /// it; beyond them the subscriptions furthest behind end.
     pub live_bytes_max: u32,
@@ -78,6 +81,7 @@ impl Default for Limits {
             outbox_bytes_max: 1 << 20,
             replies_max: 512,
             live_queue_events_max: 10_000,
+            connection_live_events_max: 50_000,
             live_bytes_max: 64 << 20,
             live_queue_age_ms_max: 3_000,
             send_buffer_bytes_max: 212_992,

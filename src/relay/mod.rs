@@ -4,7 +4,7 @@
 //! what is to be done goes out as effects. The path of an EVENT through here: [`shard`] (inputs and
 //! effects) → `receive` (decode, verify) → [`policy`] → a [`ports::Submission`]; and, once it is
 //! durable, a [`ports::CommitBatch`] → [`subscriptions`] (who wants it) → `delivery` → [`outbox`].
-//! `closing` is how a connection ends.
+//! `closing` is how a connection ends, `slow` whose subscription does when live events cannot wait.
 //! `echo`, which no relay contains, lets a conformance suite talk to the decoder, outbox and writer.
 
 pub mod admission;
@@ -26,6 +26,7 @@ pub mod session;
 pub mod shard;
 #[cfg(test)]
 mod simulation;
+mod slow;
 pub mod subscriptions;
 pub mod timings;
 

@@ -105,6 +105,8 @@ bugs! {
     LossUncounted,
     /// A slow subscription ends its connection.
     LagEndsConnection,
+    /// Any number of events waits for one connection.
+    ReferencesUnbounded,
     /// Events wait for a slow reader for ever.
     AgeUnbounded,
     /// Waiting for the stored query counts as being slow.

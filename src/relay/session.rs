@@ -108,6 +108,8 @@ pub(super) struct Session {
     pub(super) subscriptions: Vec<u32>,
     /// Those with events that wait for room in the outbox, served in turn.
     pub(super) waiting: VecDeque<u32>,
+    /// Live events in the queues of all its subscriptions.
+    pub(super) live_waiting: u32,
     /// Messages read whose answer has not left for the socket.
     pub(super) replies_owed: u32,
     /// Events waiting for verification, since when (in microseconds), and their bytes.
@@ -169,6 +171,7 @@ impl Session {
             outbox: Outbox::default(),
             subscriptions: Vec::new(),
             waiting: VecDeque::new(),
+            live_waiting: 0,
             replies_owed: 0,
             verify: VecDeque::new(),
             verify_bytes: 0,
@@ -263,6 +266,10 @@ impl Session {
 
 /// A connection whose unverified events hold this much is not read.
 pub const VERIFY_BYTES_MAX: usize = 1 << 20;
+
+/// A queue of live events has room for so many times those in it at most, but for a handful: the room of
+/// a connection's queues is bounded with the events in them.
+pub const LIVE_ROOM_FACTOR: usize = 4;
 
 /// Where a subscription stands between stored and live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

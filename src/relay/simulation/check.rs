@@ -26,6 +26,10 @@ pub fn core(core: &Shard) {
             assert_eq!(session.replies_owed as usize, owed, "a slot for each answer");
         }
         assert!(session.replies_owed <= limits.replies_max);
+        let slots = session.subscriptions.iter();
+        let references = slots.map(|slot| core.subscriptions[*slot as usize].live.len());
+        assert_eq!(session.live_waiting as usize, references.sum::<usize>());
+        assert!(session.live_waiting <= limits.connection_live_events_max);
         let served = session.waiting.is_empty() || session.outbox.stream_len() > 0;
         assert!(served, "nobody waits without a batch to come");
         // An EOSE an open subscription, a CLOSED one that was ended: each has its place.

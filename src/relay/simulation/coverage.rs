@@ -30,6 +30,7 @@ seen! {
     MessagesFull: "an outbox is full by its messages",
     BytesFull: "an outbox is full by its bytes",
     LiveTooLong: "a live queue is past its size limit",
+    LiveTooMany: "the live queues of a connection are past their common size limit",
     LiveTooOld: "a live queue is past its age limit",
     LiveBytesFull: "the waiting live events of a shard are past its byte limit",
     LiveSuppressed: "a live event was served by the stored query",

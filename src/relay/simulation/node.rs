@@ -361,9 +361,14 @@ impl Node {
             assert_eq!(matched, wished, "who matches an event is told of it");
         } else {
             // An event has more bytes than this: no queue is full before that many wait.
-            let bytes = 300 * self.core.setup.limits.live_queue_events_max;
-            let by_bytes = self.core.setup.limits.live_bytes_max < bytes;
-            self.seen.note(if by_bytes { Seen::LiveBytesFull } else { Seen::LiveTooLong });
+            let limits = &self.core.setup.limits;
+            let by_bytes = limits.live_bytes_max < 300 * limits.live_queue_events_max;
+            let by_number = limits.connection_live_events_max < limits.live_queue_events_max;
+            self.seen.note(match (by_bytes, by_number) {
+                (true, _) => Seen::LiveBytesFull,
+                (_, true) => Seen::LiveTooMany,
+                _ => Seen::LiveTooLong,
+            });
             assert!(matched <= wished);
             self.note_ended();
         }

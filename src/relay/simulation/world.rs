@@ -55,6 +55,7 @@ fn random_limits(rng: &mut Rng) -> Limits {
         outbox_bytes_max: rng.pick(&[600, 3_000, 1 << 20]),
         replies_max: rng.pick(&[1, 2, 5, 50]),
         live_queue_events_max: rng.pick(&[1, 4, 100]),
+        connection_live_events_max: rng.pick(&[3, 10, 50_000]),
         live_bytes_max: rng.pick(&[2_000, 64 << 20]),
         live_queue_age_ms_max: 1_000,
         write_stall_ms_max: 4_000,
