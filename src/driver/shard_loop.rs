@@ -39,6 +39,11 @@ use crate::wire::batch::Batch;
 /// Events verified in one tick: about 160 µs.
 const VERIFY_PER_TICK: usize = 4;
 
+/// While more events wait for their verification, the verified ones of so many ticks are handed to the
+/// writer together: the first waits for 2 to 3 ms of work. Fewer make smaller commits, and so smaller
+/// batches to listeners.
+const TICKS_PER_SUBMIT: usize = 16;
+
 /// Messages of threads (commits, slices) taken in one tick.
 const FROM_THREADS_PER_TICK: usize = 8;
 
@@ -120,6 +125,10 @@ pub struct ShardLoop<B: Backend> {
     batches_bytes: Cell<usize>,
     /// Writes begun since the kernel last had its turn; at most one a connection.
     begun: RefCell<Vec<Begun<B>>>,
+    /// Verified events that the writer has not been given yet.
+    submitting: RefCell<Vec<Submission>>,
+    /// Ticks since the first of them, at most [`TICKS_PER_SUBMIT`].
+    ticks_unsubmitted: Cell<usize>,
     store: Store,
     submit: WriterHandle,
     read: ReadersHandle,
@@ -162,6 +171,8 @@ impl<B: Backend> ShardLoop<B> {
             batches: RefCell::default(),
             batches_bytes: Cell::default(),
             begun: RefCell::default(),
+            submitting: RefCell::default(),
+            ticks_unsubmitted: Cell::default(),
             store: parts.store,
             submit: parts.submit,
             read: parts.read,
@@ -268,6 +279,12 @@ impl<B: Backend> ShardLoop<B> {
         }
         let more = self.with(|core, now| core.verify(VERIFY_PER_TICK, now));
         self.act();
+        let ticks =
+            self.ticks_unsubmitted.get() + usize::from(!self.submitting.borrow().is_empty());
+        self.ticks_unsubmitted.set(ticks);
+        if !more || ticks >= TICKS_PER_SUBMIT {
+            self.submit();
+        }
         self.ask_for_slices();
         more || self.committing.borrow().is_some() || !self.mailbox.is_empty()
     }
@@ -405,7 +422,7 @@ impl<B: Backend> ShardLoop<B> {
         loop {
             let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
             match effect {
-                Effect::Submit(submission) => self.submit(submission),
+                Effect::Submit(submission) => self.submitting.borrow_mut().push(submission),
                 Effect::StartScan(key, query) => self.start_scan(key, query),
                 Effect::ResumeScan(key) => self.slices.borrow_mut().push_back(key),
                 Effect::CancelScan(key) => self.cancel(key),
@@ -499,12 +516,17 @@ impl<B: Backend> ShardLoop<B> {
         }
     }
 
-    /// The writer's queue has room for all that every shard may have there, so it is full only when
-    /// the writer is gone.
-    fn submit(&self, submission: Submission) {
-        if let Err(Submission { ticket, .. }) = self.submit.try_submit(submission) {
-            let verdict = Verdict::Failed("the writer has ended".into());
-            let batch = CommitBatch { verdicts: vec![(ticket, verdict)], ..CommitBatch::default() };
+    /// Hands the verified events to the writer, together: one by one each would wake it, and it would
+    /// commit each alone.
+    ///
+    /// Its queue has room for all that every shard may have there, so it is full only when the writer is
+    /// gone.
+    fn submit(&self) {
+        self.ticks_unsubmitted.set(0);
+        if let Err(submissions) = self.submit.try_submit(self.submitting.take()) {
+            let failed = || Verdict::Failed("the writer has ended".into());
+            let verdicts = submissions.iter().map(|submission| (submission.ticket, failed()));
+            let batch = CommitBatch { verdicts: verdicts.collect(), ..CommitBatch::default() };
             self.with(|core, now| core.handle_commit(&batch, 0, 0, now));
         }
     }

@@ -13,6 +13,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -41,7 +42,7 @@ pub trait CommitSink: Send {
 /// Bounds of the writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriterOptions {
-    /// Submissions waiting.
+    /// Messages waiting, of a submission or several.
     pub queue_capacity: usize,
     /// Submissions in one batch.
     pub batch_events_max: usize,
@@ -83,6 +84,8 @@ pub struct CommitStats {
 #[derive(Clone)]
 pub struct WriterHandle {
     queue: flume::Sender<Work>,
+    /// Submissions in it.
+    queued: Arc<AtomicUsize>,
 }
 
 /// The writer thread. Dropping it without [`Writer::close`] leaves the thread to end by itself
@@ -93,47 +96,52 @@ pub struct Writer {
 }
 
 enum Work {
-    Store(Submission),
+    /// At least one.
+    Store(Vec<Submission>),
     /// Commit what came before, then end.
     Close,
 }
 
 impl WriterHandle {
-    /// Submits an event without waiting.
+    /// Submits events together without waiting: the writer wakes once, and commits them together as far
+    /// as its bounds allow. A message in the queue is one of `queue_capacity`, however many it holds.
     ///
     /// # Errors
-    /// The submission comes back when the queue is full or the writer is closed.
-    pub fn try_submit(&self, submission: Submission) -> Result<(), Submission> {
-        self.queue.try_send(Work::Store(submission)).map_err(|error| returned(error.into_inner()))
+    /// The submissions come back when the queue is full or the writer is closed.
+    pub fn try_submit(&self, submissions: Vec<Submission>) -> Result<(), Vec<Submission>> {
+        if submissions.is_empty() {
+            return Ok(());
+        }
+        let count = submissions.len();
+        self.queued.fetch_add(count, Relaxed);
+        self.queue.try_send(Work::Store(submissions)).map_err(|error| {
+            self.queued.fetch_sub(count, Relaxed);
+            returned(error.into_inner())
+        })
     }
 
-    /// Submits an event as soon as the queue has room. Cancelling drops the event.
-    ///
-    /// # Errors
-    /// The submission comes back when the writer is closed.
-    pub async fn submit(&self, submission: Submission) -> Result<(), Submission> {
-        let sent = self.queue.send_async(Work::Store(submission)).await;
-        sent.map_err(|error| returned(error.into_inner()))
-    }
-
-    /// As [`WriterHandle::submit`], for threads that may block.
+    /// Submits an event as soon as the queue has room, for threads that may block.
     ///
     /// # Errors
     /// The submission comes back when the writer is closed.
     pub fn submit_blocking(&self, submission: Submission) -> Result<(), Submission> {
-        self.queue.send(Work::Store(submission)).map_err(|error| returned(error.into_inner()))
+        self.queued.fetch_add(1, Relaxed);
+        self.queue.send(Work::Store(vec![submission])).map_err(|error| {
+            self.queued.fetch_sub(1, Relaxed);
+            returned(error.into_inner()).pop().expect("what was sent")
+        })
     }
 
     /// Submissions waiting.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.queue.len()
+        self.queued.load(Relaxed)
     }
 }
 
-fn returned(work: Work) -> Submission {
+fn returned(work: Work) -> Vec<Submission> {
     match work {
-        Work::Store(submission) => submission,
+        Work::Store(submissions) => submissions,
         Work::Close => unreachable!("handles submit events only"),
     }
 }
@@ -152,6 +160,7 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let last_sequence = store.info()?.last_sequence;
         let (sender, receiver) = flume::bounded(options.queue_capacity.max(1));
+        let queued = Arc::<AtomicUsize>::default();
         let thread = std::thread::Builder::new().name("writer".into());
         let state = State {
             store,
@@ -160,12 +169,14 @@ impl Writer {
             sinks,
             observer,
             queue: receiver,
+            queued: queued.clone(),
+            taken: Vec::new().into_iter(),
             last_sequence,
             maintained: Instant::now(),
         };
         let dir = state.store.dir().to_owned();
         let thread = thread.spawn(move || state.run()).map_err(StoreError::io(&dir))?;
-        Ok(Self { handle: WriterHandle { queue: sender }, thread })
+        Ok(Self { handle: WriterHandle { queue: sender, queued }, thread })
     }
 
     /// Where to submit events.
@@ -201,6 +212,9 @@ struct State {
     sinks: Vec<Box<dyn CommitSink>>,
     observer: Box<dyn Fn(CommitStats) + Send>,
     queue: flume::Receiver<Work>,
+    queued: Arc<AtomicUsize>,
+    /// What came with a message and is in no batch yet.
+    taken: std::vec::IntoIter<Submission>,
     last_sequence: Sequence,
     maintained: Instant,
 }
@@ -210,15 +224,18 @@ impl State {
         let mut batch = Vec::with_capacity(self.options.batch_events_max);
         let mut more_to_erase = true;
         loop {
-            let wait = if more_to_erase { Duration::ZERO } else { IDLE };
-            let closing = match self.queue.recv_timeout(wait) {
-                Ok(Work::Store(submission)) => self.collect(submission, &mut batch),
-                Ok(Work::Close) | Err(flume::RecvTimeoutError::Disconnected) => return,
-                Err(flume::RecvTimeoutError::Timeout) => {
-                    more_to_erase = self.maintain();
-                    continue;
+            if self.taken.as_slice().is_empty() {
+                let wait = if more_to_erase { Duration::ZERO } else { IDLE };
+                match self.queue.recv_timeout(wait) {
+                    Ok(Work::Store(submissions)) => self.taken = submissions.into_iter(),
+                    Ok(Work::Close) | Err(flume::RecvTimeoutError::Disconnected) => return,
+                    Err(flume::RecvTimeoutError::Timeout) => {
+                        more_to_erase = self.maintain();
+                        continue;
+                    }
                 }
-            };
+            }
+            let closing = self.collect(&mut batch);
             self.commit(&batch);
             batch.clear();
             if closing {
@@ -230,29 +247,31 @@ impl State {
         }
     }
 
-    /// Adds what is queued up to a bound; answers whether the writer is to close.
-    fn collect(&self, first: Submission, batch: &mut Vec<Submission>) -> bool {
+    /// Adds what was taken and what is queued, up to a bound; answers whether the writer is to close.
+    fn collect(&mut self, batch: &mut Vec<Submission>) -> bool {
         let (mut bytes, mut puts) = (0, 0);
-        let mut next = first;
         loop {
-            bytes += next.event.record().len();
-            puts += estimate_puts(&next);
-            batch.push(next);
-            let full = batch.len() >= self.options.batch_events_max
-                || bytes >= self.options.batch_bytes_max
-                || puts >= self.options.batch_puts_max;
-            if full {
-                return false;
+            for next in self.taken.by_ref() {
+                bytes += next.event.record().len();
+                puts += estimate_puts(&next);
+                batch.push(next);
+                let full = batch.len() >= self.options.batch_events_max
+                    || bytes >= self.options.batch_bytes_max
+                    || puts >= self.options.batch_puts_max;
+                if full {
+                    return false;
+                }
             }
-            next = match self.queue.try_recv() {
-                Ok(Work::Store(submission)) => submission,
+            match self.queue.try_recv() {
+                Ok(Work::Store(submissions)) => self.taken = submissions.into_iter(),
                 Ok(Work::Close) => return true,
                 Err(_) => return false,
-            };
+            }
         }
     }
 
     fn commit(&mut self, batch: &[Submission]) {
+        self.queued.fetch_sub(batch.len(), Relaxed);
         let started = Instant::now();
         let result = self.store.apply(batch, unix_now(), &self.names);
         let commit = started.elapsed();
@@ -272,7 +291,7 @@ impl State {
             stored: committed.stored.len(),
             bytes: batch.iter().map(|submission| submission.event.record().len()).sum(),
             commit,
-            queued: self.queue.len(),
+            queued: self.queued.load(Relaxed),
             failed,
         };
         let committed = Arc::new(committed);

@@ -49,11 +49,16 @@ fn every_submission_is_answered_in_order_by_every_sink_also_when_closing() {
     let options = WriterOptions { batch_events_max: 7, ..WriterOptions::default() };
     let (writer, sinks, stats) = writer(&store, options);
     let handle = writer.handle();
-    for n in 0..500 {
+    for n in 0..250 {
         handle.submit_blocking(submission(n)).unwrap();
     }
+    for first in (250..500).step_by(10) {
+        handle.try_submit((first..first + 10).map(submission).collect()).unwrap();
+    }
     writer.close();
-    assert!(handle.try_submit(submission(0)).is_err(), "closed");
+    assert_eq!(handle.queued(), 0);
+    let back = handle.try_submit(vec![submission(0), submission(1)]).unwrap_err();
+    assert_eq!((back.len(), handle.queued()), (2, 0), "closed");
     for sink in sinks {
         let batches: Vec<_> = sink.drain().collect();
         assert!(batches.iter().all(|batch| (1..=7).contains(&batch.verdicts.len())));
