@@ -16,8 +16,10 @@
 #![allow(clippy::float_cmp, clippy::unchecked_time_subtraction)]
 
 mod client;
+mod compare;
 mod events;
 mod machine;
+mod page;
 mod report;
 mod scenario;
 mod server;
@@ -68,6 +70,8 @@ enum Command {
     Count(CountArgs),
     /// Hold connections that do nothing
     Idle(IdleArgs),
+    /// Relays side by side: a file of relays and runs
+    Compare(compare::CompareArgs),
 }
 
 fn main() -> ExitCode {
@@ -85,6 +89,13 @@ fn main() -> ExitCode {
         Command::Query(args) => report(args),
         Command::Count(args) => report(args),
         Command::Idle(args) => report(args),
+        Command::Compare(args) => match compare::run(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("compare: {error:#}");
+                ExitCode::from(2)
+            }
+        },
     }
 }
 
