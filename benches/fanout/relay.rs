@@ -15,7 +15,7 @@ use rheostr::nostr::Event;
 use rheostr::nostr::event::{Fields, Kind};
 use rheostr::relay::ports::{CommitBatch, Sequence};
 use rheostr::relay::shard::SUBMISSIONS_MAX;
-use rheostr::relay::{Accept, Limits, Pages};
+use rheostr::relay::{Accept, Limits, Pages, Tuning};
 use rheostr::store::{Options, Readers, RelayNames, SliceBudget, Store, Writer, WriterOptions};
 use tempfile::TempDir;
 
@@ -101,6 +101,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
         backend,
         verify: true,
         limits: Arc::new(Limits { ping_interval_ms: 0, ..Limits::default() }),
+        tuning: Tuning::default(),
         pages: Arc::new(Pages { endpoint: "/".into(), ..Pages::default() }),
         deflate: Accept::Off,
         connections_max: 2 * SUBSCRIBERS,

@@ -36,8 +36,6 @@ use crate::store::{Readers, SliceBudget, Store, Writer, WriterOptions};
 
 /// Slices waiting for a reader; a shard waits for room.
 const READER_QUEUE_JOBS_MAX: usize = 1_024;
-/// One slice of a stored query: a fraction of a millisecond.
-const READER_SLICE: SliceBudget = SliceBudget { entries: 256, bytes: 256 << 10, events: 256 };
 /// How long after the drain's own deadline the shards may take to end.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// How often the shards are looked after.
@@ -96,6 +94,9 @@ impl Relay {
         let count = config.shard_count();
         let connections = connections(config);
         tracing::info!("{}", memory_bound(config, connections as u64));
+        let tuning = config.tuning_pairs();
+        let said: Vec<_> = tuning.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        tracing::info!("tuning {}", said.join(" "));
         let store = Store::open(&config.data, &store_options(config))?;
         let listeners = Listeners::bind(&config.admin, &config.data)
             .map_err(|error| Failure::Failed(error.to_string()))?;
@@ -117,7 +118,7 @@ impl Relay {
             Box::new(move |commit| observed.observe(&commit)),
         )?;
         let readers =
-            Readers::spawn(&store, config.reader_count(), READER_QUEUE_JOBS_MAX, READER_SLICE)?;
+            Readers::spawn(&store, config.reader_count(), READER_QUEUE_JOBS_MAX, slice(config))?;
 
         let shard_metrics: Vec<Arc<ShardMetrics>> = (0..count).map(|_| Arc::default()).collect();
         let shard_times: Vec<Arc<ShardTimes>> = (0..count).map(|_| Arc::default()).collect();
@@ -129,6 +130,7 @@ impl Relay {
             backend: choice(config.backend),
             verify: config.verify,
             limits: Arc::new(config.limits.clone()),
+            tuning: config.tuning,
             pages: Arc::new(pages(config)),
             deflate: config.deflate,
             connections_max: connections,
@@ -145,6 +147,7 @@ impl Relay {
 
         let metrics = Metrics {
             backend: shards.backend,
+            tuning,
             shards: shard_metrics,
             times: shard_times,
             commits,
@@ -252,6 +255,16 @@ fn observe_shard(metrics: Arc<ShardMetrics>, times: Arc<ShardTimes>) -> Observe 
         metrics.publish(counters);
         times.publish(timings);
     })
+}
+
+/// How much one slice of a stored query may do.
+fn slice(config: &Config) -> SliceBudget {
+    let tuning = &config.tuning;
+    SliceBudget {
+        entries: tuning.slice_entries_max as usize,
+        bytes: tuning.slice_bytes_max as usize,
+        events: tuning.slice_events_max as usize,
+    }
 }
 
 fn choice(backend: Backend) -> Choice {

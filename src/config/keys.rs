@@ -331,6 +331,86 @@ pub const KEYS: &[Key] = &[
         "Bytes of events in one commit; one event that is larger is a commit of its own.",
     ),
     key(
+        "tuning.batch_bytes_max",
+        Allowed::Number(4 << 10, 16 * MIB),
+        "Bytes from which on one write to a socket takes no further frame. This and all of [tuning] is \
+         for measurements: clients see no difference but in speed.",
+    ),
+    key("tuning.batch_pieces_max", Allowed::Number(3, 1_024), "Pieces of one gather write."),
+    key(
+        "tuning.chain_threshold_bytes",
+        Allowed::Number(0, 64 * MIB),
+        "A longer payload is written from where it lies; a shorter one is copied into the write.",
+    ),
+    key(
+        "tuning.scratch_bytes",
+        Allowed::Number(1 << 10, 16 * MIB),
+        "Bytes of the one buffer all sockets of a shard are read into.",
+    ),
+    key(
+        "tuning.reads_per_turn_max",
+        Allowed::Number(1, 1_024),
+        "Reads of one socket before the others have their turn.",
+    ),
+    key("tuning.verify_per_tick_max", Allowed::Number(1, 4_096), "Events verified in one tick."),
+    key(
+        "tuning.ticks_per_submit_max",
+        Allowed::Number(1, 4_096),
+        "While more events wait to be verified, the verified ones of so many ticks go to the writer \
+         together.",
+    ),
+    key(
+        "tuning.thread_messages_per_tick_max",
+        Allowed::Number(1, 256),
+        "Commits and slices of stored queries a shard takes in one tick.",
+    ),
+    key(
+        "tuning.shard_messages_per_tick_max",
+        Allowed::Number(1, 65_536),
+        "Messages of other shards a shard takes in one tick.",
+    ),
+    key(
+        "tuning.deliveries_per_tick_max",
+        Allowed::Number(1, 1 << 24),
+        "Live events a shard puts before subscriptions in one tick, about.",
+    ),
+    key(
+        "tuning.slice_entries_max",
+        Allowed::Number(1, 1 << 24),
+        "Index entries a reader examines in one slice of a stored query.",
+    ),
+    key(
+        "tuning.slice_events_max",
+        Allowed::Number(1, 1 << 20),
+        "Events one slice of a stored query hands out.",
+    ),
+    key(
+        "tuning.slice_bytes_max",
+        Allowed::Number(1 << 10, 64 * MIB),
+        "Bytes of events one slice of a stored query hands out; one event may be larger.",
+    ),
+    key(
+        "tuning.ring_entries",
+        Allowed::Number(8, 32_768),
+        "Submissions a ring of tokio-uring queues before it flushes early.",
+    ),
+    key(
+        "tuning.ring_completions",
+        Allowed::Number(16, 65_536),
+        "Completions such a ring holds without spilling into the kernel's memory; at least \
+         tuning.ring_entries.",
+    ),
+    key(
+        "tuning.ring_coop_taskrun",
+        Allowed::Flag,
+        "IORING_SETUP_COOP_TASKRUN: completions wait for the shard's next call into the kernel.",
+    ),
+    key(
+        "tuning.ring_single_issuer",
+        Allowed::Flag,
+        "IORING_SETUP_SINGLE_ISSUER: the kernel is told that one thread submits.",
+    ),
+    key(
         "admin.listen",
         Allowed::OptionalAddress,
         "Where GET /metrics, /health and /ready are answered; \"\" = nowhere. When the port of the \

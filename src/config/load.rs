@@ -223,6 +223,14 @@ impl Layers {
                 ),
             });
         }
+        let tuning = &config.tuning;
+        if tuning.ring_completions < tuning.ring_entries {
+            self.problems.push(Problem::Relation {
+                key: "tuning.ring_completions",
+                value: tuning.ring_completions.into(),
+                allowed: format!("at least tuning.ring_entries = {}", tuning.ring_entries),
+            });
+        }
         let store = &config.store;
         if store.map_bytes_max / 4 < store.batch_bytes_max.into() {
             self.problems.push(Problem::Relation {
@@ -389,6 +397,11 @@ mod tests {
         assert!(error.starts_with("limits.outbox_bytes_max = 4001023: must be at least 4001024"));
         let store = from_sets(&["store.map_bytes_max=16777216"]).unwrap_err();
         assert!(store.starts_with("store.map_bytes_max = 16777216: must be at least 4 × store."));
+        let ring = from_sets(&["tuning.ring_completions=512"]).unwrap_err();
+        assert_eq!(
+            ring,
+            "tuning.ring_completions = 512: must be at least tuning.ring_entries = 1024"
+        );
     }
 
     #[test]

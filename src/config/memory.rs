@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Config;
 use crate::relay::Accept;
-use crate::relay::outbox::{BATCH_BYTES_MAX, PONGS_BYTES_MAX};
+use crate::relay::outbox::PONGS_BYTES_MAX;
 use crate::relay::session::{LIVE_ROOM_FACTOR, VERIFY_BYTES_MAX};
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 use crate::relay::{DEFLATER_BYTES_MAX, WINDOW_BYTES};
@@ -37,13 +37,12 @@ const LIVE_EVENT_BYTES: u64 = 8;
 /// products of authors and kinds at most 16,384; and the slice of it that waits for the outbox.
 const RANGE_BYTES: u64 = 64;
 const RANGES_MAX: u64 = 16_384;
-const SLICE_BYTES: u64 = 256 << 10;
 /// Session, socket, timers and tables of one connection.
 const CONNECTION_BYTES: u64 = 1_024;
 /// A client's entry in the table of addresses, which may be at most half full after it has grown, and
 /// the connection's place in it.
 const ADDRESS_BYTES: u64 = 96;
-/// Keys, dedupe and scratch of one shard, and 16 MiB of empty batches.
+/// Keys and dedupe of one shard, and 16 MiB of empty batches.
 const SHARD_BYTES: u64 = 20 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.
 const READER_BYTES: u64 = 2 << 20;
@@ -66,14 +65,14 @@ fn deflate_bytes(accept: Accept, message: u64) -> (u64, u64) {
 /// Adds up the limits for `connections` open connections.
 #[must_use]
 pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
-    let limits = &config.limits;
+    let (limits, tuning) = (&config.limits, &config.tuning);
     let subscription = u64::from(limits.filters_max) * FILTER_BYTES
         + u64::from(limits.filter_values_max) * FILTER_VALUE_BYTES;
     let subscriptions = u64::from(limits.subscriptions_max);
     let waiting = (subscriptions * u64::from(limits.live_queue_events_max))
         .min(limits.connection_live_events_max.into());
     let ranges = u64::from(limits.filter_values_max) + RANGES_MAX;
-    let query = ranges * RANGE_BYTES + SLICE_BYTES;
+    let query = ranges * RANGE_BYTES + u64::from(tuning.slice_bytes_max);
     let store = &config.store;
     let message = u64::from(limits.message_bytes_max);
     let shards = config.shard_count() as u64;
@@ -86,7 +85,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("window", window),
             ("events to verify", bytes(VERIFY_BYTES_MAX) + message),
             ("outbox", limits.outbox_bytes_max.into()),
-            ("batch", bytes(BATCH_BYTES_MAX) + message),
+            ("batch", u64::from(tuning.batch_bytes_max) + message),
             ("pongs", bytes(PONGS_BYTES_MAX)),
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", subscriptions * subscription),
@@ -95,7 +94,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("address", ADDRESS_BYTES),
         ],
         shared: vec![
-            ("shards", shards * SHARD_BYTES),
+            ("shards", shards * (SHARD_BYTES + u64::from(tuning.scratch_bytes))),
             ("compression", shards * deflate),
             ("readers", config.reader_count() as u64 * READER_BYTES),
             ("commit", 2 * u64::from(store.batch_bytes_max)),

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::nostr::nip11::{Info, Limitation};
 use crate::relay::Accept;
 use crate::relay::Proxies;
+use crate::relay::Tuning;
 use crate::relay::limits::Limits;
 
 pub use load::{ConfigError, Layers};
@@ -48,6 +49,8 @@ pub struct Config {
     pub limits: Limits,
     /// The database.
     pub store: Store,
+    /// Sizes and budgets, for measurements.
+    pub tuning: Tuning,
     /// For the operator.
     pub admin: Admin,
     /// What goes to stderr.
@@ -144,6 +147,7 @@ impl Default for Config {
             info: Info::default(),
             limits: Limits::default(),
             store: Store::default(),
+            tuning: Tuning::default(),
             admin: Admin::default(),
             log: Log::default(),
         }
@@ -196,6 +200,13 @@ impl Config {
             0 => std::thread::available_parallelism().map_or(1, usize::from).max(2),
             readers => readers.into(),
         }
+    }
+
+    /// `[tuning]` key by key, for reports of measurements.
+    #[must_use]
+    pub fn tuning_pairs(&self) -> Vec<(String, String)> {
+        let table = toml::Table::try_from(self.tuning).expect("numbers and flags are TOML");
+        table.into_iter().map(|(key, value)| (key, value.to_string())).collect()
     }
 
     /// The proxies that are believed.

@@ -85,9 +85,6 @@ impl Resume {
     }
 }
 
-/// Reads of one socket before the others have their turn.
-const READS_PER_TURN: usize = 2;
-
 /// Reads until the connection is gone.
 pub(super) async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>) {
     let key = connection.key;
@@ -105,7 +102,7 @@ pub(super) async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<Sh
         }
         let waited = connection.socket.readable().await;
         reading = shard.with(|core, _| core.reading(key));
-        for _ in 0..READS_PER_TURN {
+        for _ in 0..shard.tuning.reads_per_turn_max {
             if reading != Reading::Ready {
                 break;
             }

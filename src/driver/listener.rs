@@ -17,15 +17,9 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use super::backend::{Backend, Socket};
 use super::connection::Load;
 use super::shard_loop::ShardLoop;
-use crate::wire::batch::BATCH_BYTES_MAX;
 
 /// Connections the kernel completes ahead of `accept`.
 const BACKLOG: i32 = 1024;
-
-/// Bytes the kernel takes for a peer beyond what it can send, about: one batch. What overtakes in the
-/// outbox waits behind no more than that and what is on its way.
-#[allow(clippy::cast_possible_truncation)] // a batch is far below 4 GiB
-const NOT_SENT_BYTES_MAX: u32 = BATCH_BYTES_MAX as u32;
 
 /// Accepts of one wake before other tasks have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -34,7 +28,9 @@ const ACCEPTS_PER_TURN: usize = 64;
 const OUT_OF_FILES_PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens `count` listening sockets on one address; port 0 is chosen by the kernel once for all. The
-/// kernel holds `send_buffer_bytes_max` for each accepted socket.
+/// kernel holds `send_buffer_bytes_max` for each accepted socket, and takes about `not_sent_bytes_max`
+/// beyond what it can send: what overtakes in the outbox waits behind no more than that and what is on its
+/// way.
 ///
 /// # Errors
 /// When the address is taken, by whomever: `SO_REUSEPORT` alone would let two relays share a port
@@ -43,6 +39,7 @@ pub fn listen(
     address: SocketAddr,
     count: usize,
     send_buffer_bytes_max: usize,
+    not_sent_bytes_max: u32,
 ) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
     drop(TcpListener::bind(address)?);
     let mut address = address;
@@ -56,7 +53,7 @@ pub fn listen(
         // Accepted sockets inherit both. Left to itself the kernel takes some 4 MiB for a peer that
         // never reads.
         socket.set_send_buffer_size(send_buffer_bytes_max)?;
-        socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
+        socket.set_tcp_notsent_lowat(not_sent_bytes_max)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         if let Some(bound) = socket.local_addr()?.as_socket() {
@@ -132,11 +129,11 @@ mod tests {
 
     #[test]
     fn an_address_in_use_is_refused_even_by_reuseport_sockets() {
-        let (first, address) = listen("127.0.0.1:0".parse().unwrap(), 3, 1 << 16).unwrap();
+        let (first, address) = listen("127.0.0.1:0".parse().unwrap(), 3, 1 << 16, 1 << 16).unwrap();
         assert_eq!(first.len(), 3);
-        let error = listen(address, 1, 1 << 16).unwrap_err();
+        let error = listen(address, 1, 1 << 16, 1 << 16).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        assert!(listen(address, 2, 1 << 16).is_ok());
+        assert!(listen(address, 2, 1 << 16, 1 << 16).is_ok());
     }
 }

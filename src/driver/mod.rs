@@ -22,14 +22,14 @@ use std::thread::JoinHandle;
 
 use crate::relay::ports::{CommitBatch, Sequence};
 use crate::relay::shard::SUBMISSIONS_MAX;
-use crate::relay::{Accept, Limits, Pages, Proxies, Setup, Shard};
+use crate::relay::{Accept, Limits, Pages, Proxies, Setup, Shard, Tuning};
 use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
 use backend::epoll::Epoll;
 use backend::tokio_uring::TokioUring;
 use backend::{Backend, Choice};
 use bus::{Address, FromThread, HANDOVERS_MAX, LastWord, Mailbox};
 use places::Places;
-pub use shard_loop::{Observe, SCRATCH_BYTES};
+pub use shard_loop::Observe;
 use shard_loop::{Parts, ShardLoop};
 
 /// Why a relay does not start.
@@ -119,6 +119,8 @@ pub struct Config {
     pub verify: bool,
     /// The bounds in force.
     pub limits: Arc<Limits>,
+    /// The sizes and budgets in force.
+    pub tuning: Tuning,
     /// What HTTP requests are answered with.
     pub pages: Arc<Pages>,
     /// Which offers of compression are accepted.
@@ -162,7 +164,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     match config.backend {
         Choice::Epoll => start_on::<Epoll>(config),
         Choice::TokioUring => {
-            backend::tokio_uring::probe().map_err(refused)?;
+            backend::tokio_uring::probe(&config.tuning).map_err(refused)?;
             start_on::<TokioUring>(config)
         }
         #[cfg(feature = "glommio")]
@@ -172,7 +174,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         }
         #[cfg(not(feature = "glommio"))]
         Choice::Glommio => Err(StartError::NotBuiltIn { backend: "glommio" }),
-        Choice::Auto => match backend::tokio_uring::probe() {
+        Choice::Auto => match backend::tokio_uring::probe(&config.tuning) {
             Ok(()) => start_on::<TokioUring>(config),
             Err(error) => {
                 tracing::warn!(%error, "io_uring is refused here: running on epoll");
@@ -186,8 +188,13 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
     let Mesh { addresses, mailboxes } = config.mesh;
     let shards = mailboxes.len();
     let send_buffer_bytes_max = config.limits.send_buffer_bytes_max as usize;
-    let (sockets, address) = listener::listen(config.listen, shards, send_buffer_bytes_max)
-        .map_err(|error| StartError::Listen { address: config.listen, error })?;
+    let (sockets, address) = listener::listen(
+        config.listen,
+        shards,
+        send_buffer_bytes_max,
+        config.tuning.batch_bytes_max,
+    )
+    .map_err(|error| StartError::Listen { address: config.listen, error })?;
     let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
     let cores = cores();
     let mut threads = Vec::with_capacity(shards);
@@ -208,6 +215,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
         let parts = Parts {
             core: Box::new(move || Shard::new(setup).from_sequence(config.last_sequence)),
             number,
+            tuning: config.tuning,
             mailbox,
             peers: addresses.clone(),
             last_word,
@@ -248,9 +256,11 @@ fn spawn_shard<B: Backend>(
             if let Some(core) = core {
                 pin(core);
             }
-            B::run(ShardLoop::<B>::run(parts, socket, move || {
+            let tuning = parts.tuning;
+            let shard = ShardLoop::<B>::run(parts, socket, move || {
                 let _ = ready.send(());
-            }))?
+            });
+            B::run(&tuning, shard)?
         })?;
     if is_ready.recv().is_ok() {
         return Ok(thread);

@@ -32,30 +32,11 @@ use crate::nostr::Event;
 use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
 use crate::relay::timings::Timings;
-use crate::relay::{Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard};
+use crate::relay::{
+    Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard, Tuning,
+};
 use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
 use crate::wire::batch::Batch;
-
-/// Events verified in one tick: about 160 µs.
-const VERIFY_PER_TICK: usize = 4;
-
-/// While more events wait for their verification, the verified ones of so many ticks are handed to the
-/// writer together: the first waits for 2 to 3 ms of work. Fewer make smaller commits, and so smaller
-/// batches to listeners.
-const TICKS_PER_SUBMIT: usize = 16;
-
-/// Messages of threads (commits, slices) taken in one tick.
-const FROM_THREADS_PER_TICK: usize = 8;
-
-/// Live events put before subscriptions in one tick, about: one to two ms. Fewer make smaller batches
-/// with many listeners; more would fill the outboxes of a few hundred.
-const DELIVERIES_PER_TICK: u64 = 16_384;
-
-/// Messages of other shards taken in one tick.
-const FROM_SHARDS_PER_TICK: usize = 256;
-
-/// Bytes of the one buffer all sockets of a shard are read into.
-pub const SCRATCH_BYTES: usize = 64 << 10;
 
 /// Connections beyond the most allowed that are told so; further ones are closed unheard.
 const REFUSED_MAX: usize = 64;
@@ -77,6 +58,7 @@ pub type Observe = Box<dyn Fn(&Counters, &Timings) + Send>;
 pub struct Parts {
     pub(super) core: Box<dyn FnOnce() -> Shard + Send>,
     pub(super) number: usize,
+    pub(super) tuning: Tuning,
     pub(super) mailbox: Mailbox,
     pub(super) peers: Arc<[Address]>,
     pub(super) last_word: LastWord,
@@ -101,6 +83,7 @@ pub struct ShardLoop<B: Backend> {
     /// The thread may have waited since it last looked at the clock.
     has_waited: Cell<bool>,
     pub(super) number: usize,
+    pub(super) tuning: Tuning,
     mailbox: Mailbox,
     pub(super) peers: Arc<[Address]>,
     pub(super) loads: Arc<[AtomicUsize]>,
@@ -128,7 +111,7 @@ pub struct ShardLoop<B: Backend> {
     /// Verified events that the writer has not been given yet.
     submitting: RefCell<Vec<Submission>>,
     /// Ticks since the first of them, at most [`TICKS_PER_SUBMIT`].
-    ticks_unsubmitted: Cell<usize>,
+    ticks_unsubmitted: Cell<u32>,
     store: Store,
     submit: WriterHandle,
     read: ReadersHandle,
@@ -156,6 +139,7 @@ impl<B: Backend> ShardLoop<B> {
             now: Cell::new(clock::now().0),
             has_waited: Cell::new(true),
             number: parts.number,
+            tuning: parts.tuning,
             asking: Cell::new(parts.peers.len() - 1),
             mailbox: parts.mailbox,
             peers: parts.peers,
@@ -167,7 +151,7 @@ impl<B: Backend> ShardLoop<B> {
             connections: RefCell::default(),
             scans: RefCell::default(),
             slices: RefCell::default(),
-            scratch: RefCell::new(vec![0; SCRATCH_BYTES]),
+            scratch: RefCell::new(vec![0; parts.tuning.scratch_bytes as usize]),
             batches: RefCell::default(),
             batches_bytes: Cell::default(),
             begun: RefCell::default(),
@@ -255,8 +239,9 @@ impl<B: Backend> ShardLoop<B> {
 
     /// One tick; whether another should follow at once.
     fn tick(self: &Rc<Self>) -> bool {
-        let looked_max = self.core.borrow().looked() + DELIVERIES_PER_TICK;
-        for _ in 0..FROM_SHARDS_PER_TICK {
+        let looked_max =
+            self.core.borrow().looked() + u64::from(self.tuning.deliveries_per_tick_max);
+        for _ in 0..self.tuning.shard_messages_per_tick_max {
             if self.core.borrow().looked() >= looked_max {
                 break;
             }
@@ -268,7 +253,7 @@ impl<B: Backend> ShardLoop<B> {
         if let Some((batch, from)) = self.committing.take() {
             self.commit(batch, from);
         }
-        for _ in 0..FROM_THREADS_PER_TICK {
+        for _ in 0..self.tuning.thread_messages_per_tick_max {
             if self.committing.borrow().is_some() {
                 break;
             }
@@ -277,12 +262,12 @@ impl<B: Backend> ShardLoop<B> {
                 None => break,
             }
         }
-        let more = self.with(|core, now| core.verify(VERIFY_PER_TICK, now));
+        let more =
+            self.with(|core, now| core.verify(self.tuning.verify_per_tick_max as usize, now));
         self.act();
-        let ticks =
-            self.ticks_unsubmitted.get() + usize::from(!self.submitting.borrow().is_empty());
+        let ticks = self.ticks_unsubmitted.get() + u32::from(!self.submitting.borrow().is_empty());
         self.ticks_unsubmitted.set(ticks);
-        if !more || ticks >= TICKS_PER_SUBMIT {
+        if !more || ticks >= self.tuning.ticks_per_submit_max {
             self.submit();
         }
         self.ask_for_slices();
@@ -291,8 +276,8 @@ impl<B: Backend> ShardLoop<B> {
 
     /// Goes on with a commit; what is left of it waits for the next tick.
     fn commit(&self, batch: Arc<CommitBatch>, from: usize) {
-        let next =
-            self.with(|core, now| core.handle_commit(&batch, from, DELIVERIES_PER_TICK, now));
+        let deliveries_max = self.tuning.deliveries_per_tick_max.into();
+        let next = self.with(|core, now| core.handle_commit(&batch, from, deliveries_max, now));
         *self.committing.borrow_mut() = next.map(|from| (batch, from));
     }
 
@@ -597,7 +582,8 @@ impl<B: Backend> ShardLoop<B> {
     }
 
     pub(super) fn take_batch(&self) -> Box<Batch> {
-        let batch = self.batches.borrow_mut().pop().unwrap_or_default();
+        let batch = self.batches.borrow_mut().pop();
+        let batch = batch.unwrap_or_else(|| Box::new(Batch::new(self.tuning.batch_shape())));
         self.batches_bytes.set(self.batches_bytes.get() - batch.held_bytes());
         batch
     }

@@ -335,6 +335,8 @@ impl Sources {
 pub struct Metrics {
     /// Name of the backend in use.
     pub backend: &'static str,
+    /// The sizes and budgets in force.
+    pub tuning: Vec<(String, String)>,
     /// One for each shard.
     pub shards: Vec<Arc<ShardMetrics>>,
     /// One for each shard.
@@ -356,6 +358,7 @@ impl Metrics {
         let build = [("version", env!("CARGO_PKG_VERSION")), ("backend", self.backend)];
         registry.register("build", "What runs", Info::new(build));
         let relay = registry.sub_registry_with_prefix("relay");
+        relay.register("tuning", "Sizes and budgets in force", Info::new(self.tuning.clone()));
         relay.register_collector(Box::new(self.clone()));
         let mut out = String::new();
         text::encode(&mut out, &registry).expect("a string takes every write");

@@ -29,6 +29,7 @@ mod simulation;
 mod slow;
 pub mod subscriptions;
 pub mod timings;
+pub mod tuning;
 
 pub use crate::wire::deflate::{Accept, DEFLATER_BYTES_MAX, WINDOW_BYTES};
 pub use admission::{Admission, Arrival};
@@ -36,3 +37,4 @@ pub use client::Proxies;
 pub use limits::Limits;
 pub use session::ConnectionKey;
 pub use shard::{Effect, Now, Pages, Reading, ScanKey, Setup, Shard};
+pub use tuning::Tuning;

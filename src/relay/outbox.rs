@@ -34,7 +34,6 @@ use bytes::Bytes;
 use super::planted::{Bug, planted};
 use crate::nostr::{RelayMessage, SubscriptionId};
 /// What a batch takes from here at a time.
-pub use crate::wire::batch::BATCH_BYTES_MAX;
 use crate::wire::batch::Batch;
 use crate::wire::frame::{CONTROL_BYTES_MAX, Opcode};
 

@@ -1,6 +1,6 @@
 //! Many frames → one gather write: small payloads are copied, large ones ride along.
 //!
-//! Up to [`CHAIN_THRESHOLD_BYTES`] copying into one buffer is cheaper than a gather list, beyond it the
+//! Up to [`Shape::chain_threshold_bytes`] copying into one buffer is cheaper than a gather list, beyond it the
 //! list is (PERF.md, the sweep of payload sizes).
 
 use bytes::Bytes;
@@ -8,19 +8,28 @@ use bytes::Bytes;
 use super::deflate::{STORED_HEADER_BYTES, stored_block};
 use super::frame::{DEFLATED_BIT, Opcode, write_header};
 
-/// A payload longer than this is chained, not copied.
-pub const CHAIN_THRESHOLD_BYTES: usize = 2048;
+/// How batches are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// A batch takes no further frame once it holds this many bytes: what is queued later and overtakes
+    /// (a pong) waits for no more than that.
+    pub bytes_max: u32,
+    /// Most pieces of one gather write; at least 3, and the kernel takes 1,024.
+    pub pieces_max: u32,
+    /// A payload longer than this is chained, not copied.
+    pub chain_threshold_bytes: u32,
+}
 
-/// A batch takes no further frame once it holds this many bytes: what is queued later and overtakes
-/// (a pong) waits for no more than that.
-pub const BATCH_BYTES_MAX: usize = 128 << 10;
-
-/// Most pieces of one gather write; the kernel takes 1,024.
-pub const BATCH_PIECES_MAX: usize = 256;
+impl Default for Shape {
+    fn default() -> Self {
+        Self { bytes_max: 128 << 10, pieces_max: 256, chain_threshold_bytes: 2_048 }
+    }
+}
 
 /// Frames on their way to one socket, and how far they have got.
 #[derive(Debug, Default)]
 pub struct Batch {
+    shape: Shape,
     /// Headers and copied payloads of all frames, in order.
     copied: Vec<u8>,
     /// What to write, in order.
@@ -44,10 +53,17 @@ enum Piece {
 }
 
 impl Batch {
+    /// An empty batch.
+    #[must_use]
+    pub fn new(shape: Shape) -> Self {
+        Self { shape, ..Self::default() }
+    }
+
     /// Whether another frame may be added.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.bytes < BATCH_BYTES_MAX && self.pieces.len() + 3 <= BATCH_PIECES_MAX
+        self.bytes < self.shape.bytes_max as usize
+            && self.pieces.len() + 3 <= self.shape.pieces_max as usize
     }
 
     /// Adds one frame whose payload is `prefix ‖ body ‖ suffix`.
@@ -61,7 +77,7 @@ impl Batch {
 
     /// Adds `body ‖ suffix` to the frame whose bytes so far were copied from `from` on.
     fn add_payload(&mut self, from: usize, body: &Bytes, suffix: &[u8]) {
-        if body.len() <= CHAIN_THRESHOLD_BYTES {
+        if body.len() <= self.shape.chain_threshold_bytes as usize {
             self.copied.extend_from_slice(body);
             self.copied.extend_from_slice(suffix);
             self.add_copied(from);
@@ -225,11 +241,32 @@ mod tests {
     #[test]
     fn only_large_payloads_are_chained() {
         let mut batch = Batch::default();
-        for len in [10, CHAIN_THRESHOLD_BYTES] {
+        let threshold = Shape::default().chain_threshold_bytes as usize;
+        for len in [10, threshold] {
             batch.push_frame(Opcode::Text, b"[", &vec![b'x'; len].into(), b"]");
         }
         assert_eq!(batch.unwritten().count(), 1);
-        batch.push_frame(Opcode::Text, b"[", &vec![b'x'; CHAIN_THRESHOLD_BYTES + 1].into(), b"]");
+        batch.push_frame(Opcode::Text, b"[", &vec![b'x'; threshold + 1].into(), b"]");
         assert_eq!(batch.unwritten().count(), 3);
+    }
+
+    #[test]
+    fn a_batch_keeps_to_its_shape() {
+        let frames = |shape: Shape, len: usize| {
+            let mut batch = Batch::new(shape);
+            while batch.has_room() {
+                batch.push_frame(Opcode::Text, b"[", &vec![b'x'; len].into(), b"]");
+                assert!(batch.frames() < 1_000, "no bound");
+            }
+            (batch.frames(), batch.unwritten().count())
+        };
+        let shape = Shape { bytes_max: 1_000, pieces_max: 9, chain_threshold_bytes: 50 };
+        // A frame of two bytes of header, 96 of body, two around it.
+        assert_eq!(frames(Shape { chain_threshold_bytes: 96, ..shape }, 96), (10, 1));
+        assert_eq!(frames(shape, 51), (3, 7), "two each, and the last end");
+        let mut batch = Batch::new(shape);
+        batch.push_small(Opcode::Text, b"x");
+        batch.clear();
+        assert_eq!(batch.shape, shape, "for as long as it is used");
     }
 }

@@ -78,9 +78,16 @@ fn metrics_are_served_where_they_are_asked_for() {
     let dir = Directory::new();
     let address = format!("127.0.0.1:{}", free_port());
     let set = format!("admin.listen={address}");
-    let relay = Relay::start(&dir.file("data"), &["--set", &set, "--shards", "2"]);
+    let relay = Relay::start(
+        &dir.file("data"),
+        &["--set", &set, "--shards", "2", "--set", "tuning.batch_bytes_max=65536"],
+    );
     let _open = TcpStream::connect(&relay.address).unwrap();
     let text = get(&address, "/metrics", "");
+    let tuning = text.lines().find(|line| line.starts_with("relay_tuning_info{")).unwrap();
+    assert!(
+        tuning.contains("batch_bytes_max=\"65536\"") && tuning.contains("ring_entries=\"1024\"")
+    );
     assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     for name in [
         "relay_connections{shard=\"1\"}",
@@ -103,6 +110,11 @@ fn metrics_are_served_where_they_are_asked_for() {
     assert!(get(&address, "/health", "").starts_with("HTTP/1.1 200"));
     let done = relay.stop();
     assert_eq!(metrics_address(&done.err), Some(address.as_str()), "{}", done.err);
+    assert!(
+        done.err.contains("tuning batch_bytes_max=65536 batch_pieces_max=256 "),
+        "{}",
+        done.err
+    );
 }
 
 #[test]

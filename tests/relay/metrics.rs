@@ -38,6 +38,7 @@ fn every_family_moves_with_the_traffic() {
         assert_eq!(before.of("queue_depth", queue), 0, "{queue}");
     }
     assert!(server.scrape().lines().any(|line| line.starts_with("build_info{version=\"")));
+    assert!(server.scrape().lines().any(|line| line.starts_with("relay_tuning_info{batch_")));
     for path in ["/health", "/ready"] {
         assert!(server.ask_admin(path).starts_with("HTTP/1.1 200 OK"), "{path}");
     }

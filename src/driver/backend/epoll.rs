@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{Backend, Sent, Socket, send_now};
+use crate::relay::Tuning;
 use crate::wire::batch::Batch;
 
 /// See the module.
@@ -27,7 +28,7 @@ impl Backend for Epoll {
     const WRITES_AT_ONCE: bool = true;
     type Socket = EpollSocket;
 
-    fn run<F: Future>(main: F) -> io::Result<F::Output> {
+    fn run<F: Future>(_: &Tuning, main: F) -> io::Result<F::Output> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let local = tokio::task::LocalSet::new();
         Ok(local.block_on(&runtime, main))

@@ -29,6 +29,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use rustix::io::Errno;
 
 use super::{Backend, Sent, Socket, send_now};
+use crate::relay::Tuning;
 use crate::wire::batch::Batch;
 
 /// See the module.
@@ -86,7 +87,7 @@ impl Backend for Glommio {
     const WRITES_AT_ONCE: bool = true;
     type Socket = GlommioSocket;
 
-    fn run<F: Future>(main: F) -> io::Result<F::Output> {
+    fn run<F: Future>(_: &Tuning, main: F) -> io::Result<F::Output> {
         // The thread is pinned already.
         let executor = LocalExecutorBuilder::new(Placement::Unbound)
             .io_memory(FILE_MEMORY_BYTES)

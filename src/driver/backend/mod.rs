@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
+use crate::relay::Tuning;
 use crate::wire::batch::Batch;
 
 /// What a shard's thread runs on.
@@ -34,11 +35,11 @@ pub trait Backend: 'static {
     /// A socket, listening or connected.
     type Socket: Socket;
 
-    /// Runs `main` and all it spawns on this thread, until `main` is done.
+    /// Runs `main` and all it spawns on this thread, until `main` is done. Of `tuning` a ring is made.
     ///
     /// # Errors
     /// When the kernel refuses what the backend stands on.
-    fn run<F: Future>(main: F) -> io::Result<F::Output>;
+    fn run<F: Future>(tuning: &Tuning, main: F) -> io::Result<F::Output>;
 
     /// Runs a task beside the caller, on this thread.
     fn spawn_local(task: impl Future<Output = ()> + 'static);

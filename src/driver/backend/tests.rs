@@ -62,7 +62,7 @@ async fn until<B: Backend>(what: &str, done: impl Fn() -> bool) {
 /// A listener as the relay's.
 fn listen() -> (OwnedFd, SocketAddr) {
     let (mut sockets, address) =
-        listener::listen("127.0.0.1:0".parse().unwrap(), 1, 256 << 10).unwrap();
+        listener::listen("127.0.0.1:0".parse().unwrap(), 1, 256 << 10, 128 << 10).unwrap();
     (sockets.remove(0), address)
 }
 
@@ -139,7 +139,7 @@ fn a_reader_who_opens_its_window_slowly_gets_every_byte<B: Backend>() {
         }
         all
     });
-    let (expected, partial, longest) = B::run(async move {
+    let (expected, partial, longest) = B::run(&Tuning::default(), async move {
         let socket = B::socket(socket).unwrap();
         let mut random = fastrand::Rng::with_seed(7);
         let (mut expected, mut partial, mut longest) = (Vec::new(), 0, 0);
@@ -180,7 +180,7 @@ fn a_reader_who_opens_its_window_slowly_gets_every_byte<B: Backend>() {
 
 fn a_shut_ends_a_read_and_a_write_that_wait<B: Backend>() {
     let (socket, _client) = narrow_pair();
-    B::run(async move {
+    B::run(&Tuning::default(), async move {
         let socket = Rc::new(B::socket(socket).unwrap());
         let read = Rc::new(RefCell::new(None));
         let written = Rc::new(RefCell::new(None));
@@ -211,7 +211,7 @@ fn a_shut_ends_a_read_and_a_write_that_wait<B: Backend>() {
 
 fn a_reset_reaches_the_next_read<B: Backend>() {
     let (socket, client) = pair();
-    B::run(async move {
+    B::run(&Tuning::default(), async move {
         let socket = B::socket(socket).unwrap();
         SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         let breaker = std::thread::spawn(move || {
@@ -237,7 +237,7 @@ fn descriptors_of(link: &std::path::Path) -> usize {
 
 /// The last reference to a socket whose waits have ended closes it.
 fn a_closed_connection_leaves_no_descriptor<B: Backend>() {
-    B::run(async {
+    B::run(&Tuning::default(), async {
         for peer_first in [true, false] {
             let (socket, client) = pair();
             let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
@@ -278,7 +278,7 @@ fn two_thousand_sockets_wait_at_once<B: Backend>() {
             (accept_waiting(&listener), client)
         })
         .unzip();
-    let talker = B::run(async move {
+    let talker = B::run(&Tuning::default(), async move {
         let (ready, is_ready) = flume::bounded::<()>(1);
         let talker = std::thread::spawn(move || {
             is_ready.recv().unwrap();
@@ -315,7 +315,7 @@ fn two_thousand_sockets_wait_at_once<B: Backend>() {
 
 fn a_listener_wakes_for_each_connection_and_for_its_stop<B: Backend>() {
     let (listener, address) = listen();
-    B::run(async move {
+    B::run(&Tuning::default(), async move {
         let listener = Rc::new(B::socket(listener).unwrap());
         let (accepted, stopped) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
         let (count, has_stopped, shared) = (accepted.clone(), stopped.clone(), listener.clone());
@@ -344,7 +344,7 @@ fn a_listener_wakes_for_each_connection_and_for_its_stop<B: Backend>() {
 /// glommio's poll asks for urgent data too, which ordinary reads pass by.
 fn an_urgent_byte_keeps_nobody_busy<B: Backend>() {
     let (socket, client) = pair();
-    B::run(async move {
+    B::run(&Tuning::default(), async move {
         let socket = Rc::new(B::socket(socket).unwrap());
         let (seen, reader) = (Rc::new(RefCell::new(Vec::new())), socket.clone());
         let (bytes, ended) = (seen.clone(), Rc::new(Cell::new(false)));
@@ -377,7 +377,7 @@ fn cpu_time() -> Duration {
 
 fn a_task_that_breathes_lets_the_others_in<B: Backend>() {
     let (socket, mut client) = pair();
-    B::run(async move {
+    B::run(&Tuning::default(), async move {
         let socket = B::socket(socket).unwrap();
         let came = Rc::new(Cell::new(false));
         let has_come = came.clone();
@@ -413,7 +413,7 @@ fn other_threads_wake_the_shard<B: Backend>() {
             }
         }
     });
-    B::run(async {
+    B::run(&Tuning::default(), async {
         let mut received = 0;
         while received < MESSAGES {
             mailbox.wait().await;

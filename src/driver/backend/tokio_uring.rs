@@ -20,6 +20,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::{Backend, Sent, Socket};
+use crate::relay::Tuning;
 use crate::wire::batch::Batch;
 
 /// See the module.
@@ -28,19 +29,16 @@ pub struct TokioUring;
 /// A socket the ring works on.
 pub struct RingSocket(Rc<OwnedFd>);
 
-/// Submissions one tick may queue before the ring flushes early.
-const SUBMISSION_ENTRIES: u32 = 1024;
-
-/// Completions the ring holds without spilling into kernel memory.
-const COMPLETION_ENTRIES: u32 = 8192;
-
 /// A ring as the shards set it up; Linux 6.0 knows all of it.
-fn ring() -> io_uring::Builder {
+fn ring(tuning: &Tuning) -> io_uring::Builder {
     let mut ring = tokio_uring::uring_builder();
-    ring.setup_coop_taskrun()
-        .setup_single_issuer()
-        .setup_submit_all()
-        .setup_cqsize(COMPLETION_ENTRIES);
+    ring.setup_submit_all().setup_cqsize(tuning.ring_completions);
+    if tuning.ring_coop_taskrun {
+        ring.setup_coop_taskrun();
+    }
+    if tuning.ring_single_issuer {
+        ring.setup_single_issuer();
+    }
     ring
 }
 
@@ -49,8 +47,8 @@ fn ring() -> io_uring::Builder {
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn probe() -> io::Result<()> {
-    ring().build(SUBMISSION_ENTRIES).map(drop)
+pub fn probe(tuning: &Tuning) -> io::Result<()> {
+    ring(tuning).build(tuning.ring_entries).map(drop)
 }
 
 impl Backend for TokioUring {
@@ -58,9 +56,9 @@ impl Backend for TokioUring {
     const WRITES_AT_ONCE: bool = false;
     type Socket = RingSocket;
 
-    fn run<F: Future>(main: F) -> io::Result<F::Output> {
+    fn run<F: Future>(tuning: &Tuning, main: F) -> io::Result<F::Output> {
         let mut builder = tokio_uring::builder();
-        builder.entries(SUBMISSION_ENTRIES).uring_builder(&ring());
+        builder.entries(tuning.ring_entries).uring_builder(&ring(tuning));
         let runtime = tokio_uring::Runtime::new(&builder)?;
         Ok(runtime.block_on(main))
     }
