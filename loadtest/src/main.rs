@@ -28,25 +28,27 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::nip11;
 use report::{Latency, Outcome, Report, SCHEMA, Subject};
-use scenario::{Scenario, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
-use scenario::{ingest::IngestArgs, query::CountArgs, query::QueryArgs};
+use scenario::{Scenario, burst::BurstArgs, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
+use scenario::{ingest::IngestArgs, mixed::MixedArgs, query::CountArgs, query::QueryArgs};
+use scenario::{replay::ReplayArgs, soak::SoakArgs, visits::ChurnArgs, visits::ConnectArgs};
 use serde_json::json;
 use std::process::ExitCode;
 
 /// Puts load on a Nostr relay and tells what it did and what it cost.
 ///
-/// Prints one JSON object on stdout (loadtest/REPORT.md says what is in it) and a few lines for a person on stderr. Exits with 0 if the relay kept every promise, 1
-/// if it broke one (see "oracle"), 2 if nothing could be measured.
+/// Prints one JSON object a run on stdout (loadtest/REPORT.md says what is in it) and a few lines for a person on
+/// stderr. Exits with 0 if the relay kept every promise, 1 if it broke one (see "oracle"), 2 if nothing could be
+/// measured.
+///
+/// Operations are due on a schedule whatever the relay does, and their latency counts from then: an open loop.
+/// --closed-loop waits for answers instead, which measures what the relay takes at most, and hides its stalls.
 ///
 /// A relay on CPU 0 and the generator on CPU 1:
 ///
 ///   rheostr-loadtest gen --count 100000 --out events.jsonl
-///   rheostr-loadtest ingest --events events.jsonl --pid $(pidof rheostr) --pin 1
-///   rheostr-loadtest query --events events.jsonl --shape author --pid $(pidof rheostr) --pin 1
-///   rheostr-loadtest fanout --rate 50 --events 500 --pid $(pidof rheostr) --pin 1
-///   rheostr-loadtest deaf --rate 100 --subscribers 100 --events 10000 --deaf 1000 --source-addresses 8 \
-///     --timeout-s 300 --admin 127.0.0.1:7778
-///   rheostr-loadtest idle --connections 5000 --source-addresses 8 --pid $(pidof rheostr)
+///   rheostr-loadtest ingest --events events.jsonl --rate 5000 --pid $(pidof rheostr) --pin 1
+///
+/// Each subcommand's --help ends with an example.
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Cli {
@@ -57,64 +59,129 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Write a file of signed, synthetic events
+    #[command(
+        after_help = "Example: rheostr-loadtest gen --count 100000 --seed 7 --learn real.jsonl --out events.jsonl"
+    )]
     Gen(events::generate::GenerateArgs),
-    /// Publish a file and wait for every OK
-    Ingest(IngestArgs),
-    /// One publisher, many live subscriptions
-    Fanout(FanoutArgs),
-    /// The same without and with subscribers that never read, in turn
-    Deaf(DeafArgs),
-    /// Stored queries, REQ to EOSE
-    Query(QueryArgs),
-    /// COUNT to its answer (NIP-45); a relay that refuses is reported as such
-    Count(CountArgs),
-    /// Hold connections that do nothing
+    /// Measures handshakes: from the TCP connect to the upgrade's answer
+    #[command(
+        after_help = "Example: rheostr-loadtest connect --rate 500 --count 5000 --source-addresses 8"
+    )]
+    Connect(ConnectArgs),
+    /// Measures what a connection costs that does nothing: memory and CPU time
+    #[command(
+        after_help = "Example: rheostr-loadtest idle --connections 5000 --source-addresses 8 --pid $(pidof rheostr)"
+    )]
     Idle(IdleArgs),
-    /// Relays side by side: a file of relays and runs
+    /// Measures publishing: from EVENT to OK, and whether what was acknowledged is there
+    #[command(
+        after_help = "Example: rheostr-loadtest ingest --events events.jsonl --rate 5000 --pid $(pidof rheostr)"
+    )]
+    Ingest(IngestArgs),
+    /// Measures live delivery: one publisher, many subscriptions, every event to each once and in order
+    #[command(
+        after_help = "Example: rheostr-loadtest fanout --rate 50 --events 500 --subscribers 200"
+    )]
+    Fanout(FanoutArgs),
+    /// Measures stored queries: from REQ to EOSE, each answer checked
+    #[command(
+        after_help = "Example: rheostr-loadtest query --events events.jsonl --shape author --rate 500"
+    )]
+    Query(QueryArgs),
+    /// Measures counting (NIP-45): from COUNT to its answer; a relay that refuses is reported as refusing
+    #[command(
+        after_help = "Example: rheostr-loadtest count --events events.jsonl --shape tag --rate 100"
+    )]
+    Count(CountArgs),
+    /// Measures publishers, followers and queries at fixed rates, all at once
+    #[command(
+        after_help = "Example: rheostr-loadtest mixed --rate 500 --followers 100 --query-rate 100 --duration-s 30"
+    )]
+    Mixed(MixedArgs),
+    /// Measures connections that come, subscribe and go, closing properly or breaking off
+    #[command(
+        after_help = "Example: rheostr-loadtest churn --rate 200 --count 10000 --abort-share 0.5 --pid $(pidof rheostr)"
+    )]
+    Churn(ChurnArgs),
+    /// Measures how bursts of events are taken and delivered
+    #[command(
+        after_help = "Example: rheostr-loadtest burst --burst-events 1000 --every-ms 2000 --bursts 10"
+    )]
+    Burst(BurstArgs),
+    /// Measures what subscribers that never read cost the others: the same fan-out without and with them, in turn
+    #[command(
+        name = "slow-readers",
+        visible_alias = "deaf",
+        after_help = "Example: rheostr-loadtest slow-readers --rate 100 --subscribers 100 --events 10000 --deaf 1000 \
+                      --source-addresses 8 --timeout-s 300"
+    )]
+    SlowReaders(DeafArgs),
+    /// Measures whether memory and open files stay flat under the mixed load, for long
+    #[command(
+        after_help = "Example: rheostr-loadtest soak --duration-s 600 --rate 300 --pid $(pidof rheostr)"
+    )]
+    Soak(SoakArgs),
+    /// Measures a file's events at their own pace, or a multiple of it
+    #[command(after_help = "Example: rheostr-loadtest replay --events real.jsonl --speed 60")]
+    Replay(ReplayArgs),
+    /// Measures relays side by side, in turn: a TOML file of relays and runs
+    #[command(
+        after_help = "Example: rheostr-loadtest compare loadtest/compare.toml --html compare.html"
+    )]
     Compare(compare::CompareArgs),
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    ExitCode::from(execute(Cli::parse().command))
+}
+
+/// The exit status.
+fn execute(command: Command) -> u8 {
+    match command {
         Command::Gen(args) => match events::generate::run(&args) {
             Ok(report) => {
                 println!("{report}");
-                ExitCode::SUCCESS
+                0
             }
             Err(error) => failed("gen", &error),
         },
+        Command::Connect(args) => report(args),
+        Command::Idle(args) => report(args),
         Command::Ingest(args) => report(args),
         Command::Fanout(args) => report(args),
-        Command::Deaf(args) => report(args),
         Command::Query(args) => report(args),
         Command::Count(args) => report(args),
-        Command::Idle(args) => report(args),
+        Command::Mixed(args) => report(args),
+        Command::Churn(args) => report(args),
+        Command::Burst(args) => report(args),
+        Command::SlowReaders(args) => report(args),
+        Command::Soak(args) => report(args),
+        Command::Replay(args) => report(args),
         Command::Compare(args) => match compare::run(&args) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => 0,
             Err(error) => {
                 eprintln!("compare: {error:#}");
-                ExitCode::from(2)
+                2
             }
         },
     }
 }
 
-/// Runs a scenario as often as asked.
-fn report<S: Scenario>(mut scenario: S) -> ExitCode {
-    let name = S::NAME;
+/// Runs a scenario as often as asked; the exit status.
+fn report<S: Scenario>(mut scenario: S) -> u8 {
     let runs = scenario.common().runs;
     let mut reports = Vec::new();
     for run in 0..runs {
         scenario.common_mut().run = run;
         match scenario.run_and_judge().and_then(|outcome| tell(&scenario, outcome)) {
             Ok(report) => reports.push(report),
-            Err(error) => return failed(name, &error),
+            Err(error) => return failed(S::NAME, &error),
         }
     }
     if runs > 1 {
-        println!("{}", report::spread(name, &reports));
+        println!("{}", report::spread(S::NAME, &reports));
     }
-    ExitCode::from(u8::from(!reports.iter().all(Report::is_ok)))
+    u8::from(!reports.iter().all(Report::is_ok))
 }
 
 /// Prints a run, and keeps it if that is asked for.
@@ -152,9 +219,9 @@ fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-fn failed(name: &str, error: &anyhow::Error) -> ExitCode {
+fn failed(name: &str, error: &anyhow::Error) -> u8 {
     let error = format!("{error:#}");
     println!("{}", json!({"schema": SCHEMA, "scenario": name, "ok": false, "error": error}));
     eprintln!("{name}: {error}");
-    ExitCode::from(2)
+    2
 }

@@ -16,7 +16,7 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::handshake::machine::TryParse;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-const RESPONSE_BYTES_MAX: usize = 16 << 10;
+pub(super) const RESPONSE_BYTES_MAX: usize = 16 << 10;
 const PONG_MASK: [u8; 4] = [0x5a, 0xc3, 0x3c, 0xa5];
 
 /// Where a run goes.
@@ -66,6 +66,19 @@ impl Target {
         Ok(Self { url, address, connect_timeout, source_addresses, receive_bytes })
     }
 
+    /// A socket bound to the source address of this ordinal.
+    pub(super) fn socket(&self, ordinal: usize) -> io::Result<Socket> {
+        let domain = Domain::for_address(self.address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(source) = self.source(ordinal) {
+            socket.bind(&SockAddr::from(SocketAddr::new(IpAddr::V4(source), 0)))?;
+        }
+        if let Some(bytes) = self.receive_bytes {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        Ok(socket)
+    }
+
     fn source(&self, ordinal: usize) -> Option<Ipv4Addr> {
         let spread = usize::from(self.source_addresses);
         (spread > 1).then(|| Ipv4Addr::new(127, 0, 0, 1 + (ordinal % spread) as u8))
@@ -106,14 +119,7 @@ impl Connection {
     /// # Errors
     /// A refused connection or upgrade, a timeout, a wrong accept key.
     pub fn open(target: &Target, ordinal: usize) -> anyhow::Result<Self> {
-        let domain = Domain::for_address(target.address);
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-        if let Some(source) = target.source(ordinal) {
-            socket.bind(&SockAddr::from(SocketAddr::new(IpAddr::V4(source), 0)))?;
-        }
-        if let Some(bytes) = target.receive_bytes {
-            socket.set_recv_buffer_size(bytes)?;
-        }
+        let socket = target.socket(ordinal)?;
         socket
             .connect_timeout(&target.address.into(), target.connect_timeout)
             .context("connecting")?;
@@ -123,15 +129,28 @@ impl Connection {
         let mut stream = TcpStream::from(socket);
         let partial = upgrade(&mut stream, &target.url).context("upgrading")?;
         stream.set_nonblocking(true)?;
-        let fragments = None;
-        Ok(Self {
-            stream,
-            partial,
-            fragments,
-            unsent: Vec::new(),
-            unsent_at: 0,
-            write_interest: false,
-        })
+        Ok(Self::new(stream, partial, Vec::new()))
+    }
+
+    pub(super) fn new(stream: TcpStream, partial: Vec<u8>, unsent: Vec<u8>) -> Self {
+        Self { stream, partial, fragments: None, unsent, unsent_at: 0, write_interest: false }
+    }
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Bytes that came before anybody asked for frames.
+    pub(super) fn keep(&mut self, bytes: Vec<u8>) {
+        self.partial = bytes;
+    }
+
+    /// Breaks off: the relay gets a reset and no close frame.
+    ///
+    /// # Errors
+    /// As `setsockopt(2)`.
+    pub fn abort(self) -> io::Result<()> {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))
     }
 
     /// Sends whole frames, now as far as the kernel takes them, the rest when the socket is writable again.
@@ -198,7 +217,6 @@ impl Connection {
         }
         buffer[..kept].copy_from_slice(&self.partial);
         let received = match self.stream.read(&mut buffer[kept..]) {
-            Ok(0) => return Err(Lost::Eof),
             Ok(received) => received,
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
@@ -207,6 +225,8 @@ impl Connection {
             }
             Err(error) => return Err(error.into()),
         };
+        // What came behind the upgrade's answer may be whole frames.
+        let is_over = received == 0;
         let bytes = &buffer[..kept + received];
         let mut at = 0;
         while let Some(frame) = frame::decode(&bytes[at..])? {
@@ -215,7 +235,7 @@ impl Connection {
         }
         self.partial.clear();
         self.partial.extend_from_slice(&bytes[at..]);
-        Ok(())
+        if is_over { Err(Lost::Eof) } else { Ok(()) }
     }
 
     fn on_frame(
@@ -275,6 +295,13 @@ fn upgrade(stream: &mut TcpStream, url: &str) -> anyhow::Result<Vec<u8>> {
             "the upgrade response is longer than {RESPONSE_BYTES_MAX} bytes"
         );
     };
+    judge_response(&response, &key)?;
+    Ok(head.split_off(used))
+}
+
+/// # Errors
+/// Anything but an upgrade with the right key.
+pub(super) fn judge_response(response: &Response, key: &str) -> anyhow::Result<()> {
     if response.status() != 101 {
         bail!("the server answered {}", response.status());
     }
@@ -286,7 +313,7 @@ fn upgrade(stream: &mut TcpStream, url: &str) -> anyhow::Result<Vec<u8>> {
         accept == Some(derive_accept_key(key.as_bytes()).as_bytes()),
         "wrong Sec-WebSocket-Accept"
     );
-    Ok(head.split_off(used))
+    Ok(())
 }
 
 fn closed(payload: &[u8]) -> Lost {
@@ -308,10 +335,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let fragments = None;
-        let (partial, unsent) = (Vec::new(), Vec::new());
-        let connection =
-            Connection { stream, partial, fragments, unsent, unsent_at: 0, write_interest: false };
+        let connection = Connection::new(stream, Vec::new(), Vec::new());
         (connection, listener.accept().unwrap().0)
     }
 

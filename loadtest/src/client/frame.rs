@@ -70,6 +70,11 @@ pub fn append_text(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
     append(out, OpCode::Data(Data::Text), payload, mask);
 }
 
+/// Appends the masked close frame with code 1000.
+pub fn append_close(out: &mut Vec<u8>, mask: [u8; 4]) {
+    append(out, OpCode::Control(Control::Close), &1000u16.to_be_bytes(), mask);
+}
+
 /// Appends the masked pong that answers a ping with this payload.
 pub fn append_pong(out: &mut Vec<u8>, payload: &[u8], mask: [u8; 4]) {
     append(out, OpCode::Control(Control::Pong), payload, mask);

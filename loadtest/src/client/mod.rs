@@ -10,8 +10,10 @@ pub mod frame;
 pub mod inquiry;
 pub mod message;
 pub mod nip11;
+pub mod opening;
 pub mod poller;
 
 pub use connection::{Connection, Lost, Target};
 pub use message::{Id, RelayMessage};
+pub use opening::Opening;
 pub use poller::Poller;

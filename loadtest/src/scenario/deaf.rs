@@ -1,4 +1,4 @@
-//! `deaf`: the same fan-out without and with subscribers that never read, in turn (A B A B …), in one run.
+//! `slow-readers`: the same fan-out without and with subscribers that never read, in turn (A B A B …), in one run.
 //!
 //! The others must get everything all the same, and their p99 must not be more than twice what it is without. The
 //! report's own figures are those of the run beside them with the median p99.
@@ -22,7 +22,7 @@ pub struct DeafArgs {
     pub rounds: u8,
 }
 
-super::scenario!(DeafArgs, "deaf", fanout.common, run);
+super::scenario!(DeafArgs, "slow-readers", fanout.common, run);
 
 /// # Errors
 /// As [`fanout::run`].

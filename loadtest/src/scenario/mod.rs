@@ -4,17 +4,22 @@
 //! server again, then (outside the window) drain, check and report. Each worker is one thread with its own epoll set
 //! and its own connections; workers share nothing but read-only events and a few counters.
 
+pub mod burst;
 mod corpus;
 pub mod deaf;
 pub mod fanout;
 pub mod idle;
 pub mod ingest;
 mod mix;
+pub mod mixed;
 pub mod query;
+pub mod replay;
 mod schedule;
+pub mod soak;
 mod stored;
+pub mod visits;
 
-use crate::client::{Connection, Target};
+use crate::client::{Connection, RelayMessage, Target, message};
 use crate::events::SignedEvent;
 use crate::machine::{self, Machine};
 use crate::report::{Outcome, Violations, round};
@@ -488,6 +493,21 @@ impl Notices {
     pub fn to_json(&self) -> Value {
         json!({"count": self.count, "examples": self.examples})
     }
+}
+
+/// A message that may belong to an operation; what a relay says unasked is counted here.
+pub fn message_in<'a>(
+    text: &'a [u8],
+    notices: &mut Notices,
+    violations: &mut Violations,
+) -> Option<RelayMessage<'a>> {
+    match message::parse(text) {
+        Ok(RelayMessage::Notice(text)) => notices.add(&text),
+        Ok(RelayMessage::Auth | RelayMessage::Other) => {}
+        Ok(message) => return Some(message),
+        Err(malformed) => violations.add("malformed_message", || malformed.to_string()),
+    }
+    None
 }
 
 /// Counts a lost connection.

@@ -20,7 +20,15 @@ pub enum Pace {
 /// A schedule: operation i is due so long after the window opens; never earlier than the one before.
 #[derive(Clone, Debug)]
 pub enum Arrivals {
-    Even { interval_ns: f64 },
+    Even {
+        interval_ns: f64,
+    },
+    /// So many at once, again and again.
+    Bursts {
+        operations: usize,
+        every_ns: u64,
+    },
+    At(Vec<u64>),
 }
 
 impl Arrivals {
@@ -35,6 +43,8 @@ impl Arrivals {
     pub fn due_ns(&self, operation: usize) -> u64 {
         match self {
             Self::Even { interval_ns } => (operation as f64 * interval_ns) as u64,
+            Self::Bursts { operations, every_ns } => (operation / operations) as u64 * every_ns,
+            Self::At(times) => times.get(operation).copied().unwrap_or(u64::MAX),
         }
     }
 }
@@ -134,6 +144,8 @@ mod tests {
         let due = |arrivals: &Arrivals| (0..5).map(|i| arrivals.due_ns(i)).collect::<Vec<_>>();
         let even = Arrivals::even(1000.0).unwrap();
         assert_eq!(due(&even), [0, 1_000_000, 2_000_000, 3_000_000, 4_000_000]);
+        assert_eq!(due(&Arrivals::Bursts { operations: 2, every_ns: 10 }), [0, 0, 10, 10, 20]);
+        assert_eq!(due(&Arrivals::At(vec![3, 4])), [3, 4, u64::MAX, u64::MAX, u64::MAX]);
         assert_eq!(Pace::Open(even).length(3), Duration::from_millis(2));
         assert!(Arrivals::even(0.0).is_err() && Arrivals::even(f64::NAN).is_err());
     }

@@ -28,15 +28,18 @@ impl Run {
     }
 }
 
-/// Runs the generator; its last report.
-fn generate(arguments: &str) -> Run {
+/// Runs the generator; its exit status and what it reports.
+fn reports(arguments: &str) -> (i32, Vec<Value>) {
     let output = Command::new(BINARY).args(arguments.split_whitespace()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    let last = text.lines().last().unwrap_or_else(|| panic!("nothing printed by {arguments}"));
-    Run {
-        status: output.status.code().expect("it exits by itself"),
-        report: serde_json::from_str(last).unwrap(),
-    }
+    let reports = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (output.status.code().expect("it exits by itself"), reports)
+}
+
+/// Its last report.
+fn generate(arguments: &str) -> Run {
+    let (status, mut reports) = reports(arguments);
+    Run { status, report: reports.pop().unwrap_or_else(|| panic!("nothing told by {arguments}")) }
 }
 
 fn against(fault: Fault, arguments: &str) -> Run {
@@ -44,10 +47,14 @@ fn against(fault: Fault, arguments: &str) -> Run {
     generate(&format!("{arguments} --url ws://{address} --settle-ms 0 --timeout-s 10 --json"))
 }
 
+fn scratch(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    path.to_str().unwrap().to_owned()
+}
+
 /// A file of its own for each test: they run at the same time.
 fn events(name: &str, count: usize) -> String {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.jsonl"));
-    let path = path.to_str().unwrap().to_owned();
+    let path = scratch(&format!("{name}.jsonl"));
     let made = generate(&format!("gen --count {count} --seed 4 --authors 50 --out {path}"));
     assert_eq!((made.status, &made.report["synthetic"]), (0, &Value::Bool(true)));
     path
@@ -88,6 +95,42 @@ fn a_relay_that_keeps_its_promises_is_not_accused() {
         let pacing = if arguments.contains("--closed-loop") { "closed" } else { "open" };
         assert_eq!(run.report["pacing"], pacing);
     }
+}
+
+#[test]
+fn every_open_loop_is_satisfied_by_a_relay_that_keeps_its_promises() {
+    let events = events("loops", 300);
+    let replay = format!("replay --speed 1000 --events {events}");
+    for (arguments, unit) in [
+        ("mixed --duration-s 1 --rate 200 --followers 8 --query-rate 40 --threads 2", "event"),
+        ("soak --duration-s 0.5 --rate 100 --followers 4", "event"),
+        ("burst --burst-events 50 --every-ms 100 --bursts 4 --warm-up-s 0.1", "event"),
+        (&replay, "event"),
+        ("connect --count 50 --rate 200", "connection"),
+        ("churn --count 60 --rate 200 --threads 2", "connection"),
+    ] {
+        let run = against(Fault::Nothing, arguments);
+        assert_kept(&run);
+        assert_eq!(run.report["pacing"], "open");
+        assert_eq!(run.report["unit"], unit);
+        assert!(run.latency("count") > 0.0, "{}", run.report);
+    }
+}
+
+#[test]
+fn what_follows_a_filter_is_what_a_naive_evaluation_says() {
+    let arguments = "mixed --duration-s 1 --rate 300 --followers 8 --askers 0 --timeout-s 1";
+    let address = relay::start(Fault::DeliversAllBut(100));
+    let run = generate(&format!("{arguments} --url ws://{address} --settle-ms 0 --json"));
+    assert_caught(&run, "delivery_missing");
+    assert_eq!(run.violations(), ["delivery_missing"]);
+}
+
+#[test]
+fn connections_that_are_never_let_go_are_noticed() {
+    // The relay is in this process, and keeps what it accepted.
+    let arguments = format!("churn --count 40 --rate 400 --pid {}", std::process::id());
+    assert_caught(&against(Fault::Nothing, &arguments), "fds_not_released");
 }
 
 #[test]

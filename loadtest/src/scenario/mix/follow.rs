@@ -14,6 +14,8 @@ pub const SUBSCRIPTION: &str = "live";
 #[derive(Debug, Default)]
 pub struct Followed {
     pub deliveries: u64,
+    /// EVENT messages, rightful or not.
+    pub received: u64,
     /// By what was accepted and who follows it.
     pub expected: u64,
     pub out_of_order: u64,
@@ -28,6 +30,7 @@ pub struct Followed {
 impl Followed {
     pub fn merge(&mut self, other: Self) {
         self.deliveries += other.deliveries;
+        self.received += other.received;
         self.expected += other.expected;
         self.out_of_order += other.out_of_order;
         self.closed += other.closed;
@@ -99,6 +102,7 @@ impl<'a> Follow<'a> {
         let (ledger, followed) = (self.ledger, &mut self.followed);
         line.serve(hub, ready, clock, |message, _, now, violations| match message {
             RelayMessage::Event { subscription, id } if subscription == SUBSCRIPTION => {
+                followed.received += 1;
                 if let Some(position) = book.on_event(&id, ledger, violations) {
                     let from = ledger.start_ns(position);
                     if clock.is_measured(from) {

@@ -1,9 +1,9 @@
 //! What the parts of one thread share: its epoll set, and what it is told beside answers.
 
 use crate::client::poller::Ready;
-use crate::client::{Connection, Lost, Poller, RelayMessage, message};
+use crate::client::{Connection, Lost, Poller, RelayMessage};
 use crate::report::Violations;
-use crate::scenario::{Clock, Notices, lost};
+use crate::scenario::{Clock, Notices, lost, message_in};
 
 /// One thread's poller and the messages that belong to no operation.
 pub struct Hub {
@@ -71,13 +71,8 @@ impl Line {
             let mut now = None;
             result = connection.receive(&mut poller.buffer, |text| {
                 let now = *now.get_or_insert_with(|| clock.now_ns());
-                match message::parse(text) {
-                    Ok(RelayMessage::Notice(text)) => notices.add(&text),
-                    Ok(RelayMessage::Auth | RelayMessage::Other) => {}
-                    Ok(message) => on_message(message, text, now, violations),
-                    Err(malformed) => {
-                        violations.add("malformed_message", || malformed.to_string());
-                    }
+                if let Some(message) = message_in(text, notices, violations) {
+                    on_message(message, text, now, violations);
                 }
             });
         }

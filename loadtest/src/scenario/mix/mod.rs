@@ -11,6 +11,8 @@ mod publish;
 
 pub use ask::{Answered, Questions, Verb};
 pub use follow::Followed;
+#[cfg(test)]
+pub use ledger::Audience;
 pub use ledger::Ledger;
 pub use publish::{Published, Verdicts, frames};
 
