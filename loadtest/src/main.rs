@@ -8,7 +8,8 @@
 //!
 //! The layers, outermost last: [`client`] (frames, connections, messages), [`events`] (making and loading signed
 //! events), [`server`] (what the relay's process costs), [`machine`] (what else the machine did), [`report`]
-//! (percentiles, violations, the JSON of a run), [`scenario`] (the measured window and one module a scenario).
+//! (percentiles, violations, the JSON of a run), [`scenario`] (the measured window and one module a scenario), [`plan`]
+//! (many runs from one file).
 
 #![forbid(unsafe_code)]
 // Figures: microseconds, bytes and counts far below the types' ends, on 64 bits.
@@ -20,6 +21,7 @@ mod compare;
 mod events;
 mod machine;
 mod page;
+mod plan;
 mod report;
 mod scenario;
 mod server;
@@ -27,6 +29,7 @@ mod server;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::nip11;
+use plan::PlanArgs;
 use report::{Latency, Outcome, Report, SCHEMA, Subject};
 use scenario::{Scenario, burst::BurstArgs, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
 use scenario::{ingest::IngestArgs, mixed::MixedArgs, query::CountArgs, query::QueryArgs};
@@ -129,6 +132,9 @@ enum Command {
         after_help = "Example: rheostr-loadtest compare loadtest/compare.toml --html compare.html"
     )]
     Compare(compare::CompareArgs),
+    /// Runs the scenarios of a TOML file one after the other
+    #[command(after_help = plan::EXAMPLE)]
+    Plan(PlanArgs),
 }
 
 fn main() -> ExitCode {
@@ -163,6 +169,10 @@ fn execute(command: Command) -> u8 {
                 eprintln!("compare: {error:#}");
                 2
             }
+        },
+        Command::Plan(args) => match plan::read::<Cli>(&args) {
+            Ok(runs) => runs.into_iter().map(|run| execute(run.command)).max().unwrap_or(0),
+            Err(error) => failed("plan", &error),
         },
     }
 }

@@ -134,6 +134,32 @@ fn connections_that_are_never_let_go_are_noticed() {
 }
 
 #[test]
+fn a_plan_runs_everything_and_fails_if_one_run_does() {
+    let address = relay::start(Fault::Repeats(10));
+    let plan = scratch("plan.toml");
+    let text = format!(
+        "[defaults]\nurl = \"ws://{address}\"\nsettle-ms = 0\njson = true\n\
+         [[run]]\nscenario = \"connect\"\ncount = 20\nrate = 200\nruns = 2\n\
+         [[run]]\nscenario = \"fanout\"\nevents = 20\nsubscribers = 2\nrate = 200\n\
+         [[run]]\nscenario = \"connect\"\ncount = 5\n"
+    );
+    std::fs::write(&plan, text).unwrap();
+    let (status, told) = reports(&format!("plan {plan}"));
+    assert_eq!(status, 1);
+    let scenarios: Vec<&str> = told.iter().map(|one| one["scenario"].as_str().unwrap()).collect();
+    assert_eq!(scenarios, ["connect", "connect", "connect", "fanout", "connect"]);
+    let ok: Vec<bool> = told.iter().map(|one| one["ok"].as_bool().unwrap()).collect();
+    assert_eq!(ok, [true, true, true, false, true]);
+    assert_eq!(told[2]["runs"], 2);
+    assert!(told[2]["spread"]["ops_per_s"]["median"].as_f64() > Some(0.0), "{}", told[2]);
+
+    std::fs::write(&plan, "[[run]]\nscenario = \"fanout\"\nrtae = 5\n").unwrap();
+    let Run { status, report } = generate(&format!("plan {plan}"));
+    assert_eq!(status, 2);
+    assert!(report["error"].as_str().unwrap().contains("run 1 (fanout): unknown key `rtae`"));
+}
+
+#[test]
 fn an_event_in_a_thousand_that_is_not_stored_is_missed() {
     let events = events("not-stored", EVENTS);
     let run =
