@@ -99,6 +99,12 @@ fn each_address_has_its_cap_on_epoll() {
     each_address_has_its_cap("epoll");
 }
 
+#[cfg(feature = "glommio")]
+#[test]
+fn each_address_has_its_cap_on_glommio() {
+    each_address_has_its_cap("glommio");
+}
+
 /// Several addresses fill their caps; a connection more is refused before it has sent anything; a place
 /// comes back however its connection ends.
 fn each_address_has_its_cap(backend: &str) {
@@ -170,6 +176,12 @@ fn a_proxy_speaks_for_its_clients_on_epoll() {
     a_proxy_speaks_for_its_clients("epoll");
 }
 
+#[cfg(feature = "glommio")]
+#[test]
+fn a_proxy_speaks_for_its_clients_on_glommio() {
+    a_proxy_speaks_for_its_clients("glommio");
+}
+
 fn a_proxy_speaks_for_its_clients(backend: &str) {
     let relay = Relay::start(backend);
     let mut held = Vec::new();
@@ -218,6 +230,12 @@ fn aborted_connections_give_their_places_back_on_tokio_uring() {
 #[test]
 fn aborted_connections_give_their_places_back_on_epoll() {
     aborted_connections_give_their_places_back("epoll");
+}
+
+#[cfg(feature = "glommio")]
+#[test]
+fn aborted_connections_give_their_places_back_on_glommio() {
+    aborted_connections_give_their_places_back("glommio");
 }
 
 /// Three thousand connections from few addresses end at every stage, in every way, many refused; then no
