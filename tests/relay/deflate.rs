@@ -5,10 +5,12 @@ use flate2::{Compress, Compression, FlushCompress};
 use crate::support::raw::{Frame, HANDSHAKE, Raw, Seen, opcode};
 use crate::support::{Launch, Server};
 
-const RSV1: u8 = 0x40;
+/// Marks a compressed message.
+pub const RSV1: u8 = 0x40;
 const MIB: u64 = 1 << 20;
 
-fn open(server: &Server) -> Raw {
+/// A connection that may be sent, and may send, compressed messages.
+pub fn open(server: &Server) -> Raw {
     let mut raw = Raw::connect(server.address());
     let head = HANDSHAKE.strip_suffix("\r\n").expect("it ends with an empty line");
     raw.send(format!("{head}Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n").as_bytes());

@@ -1,6 +1,6 @@
 //! The write path under attack, over real sockets: readers that never read, a flood with pings in it,
 //! a stop with every queue full, connections that break off, publishers that do not read their answers,
-//! a query for everything there is, windows that open slowly, clients that only read on. On every backend.
+//! a query for everything there is, windows that open slowly, compressed floods, clients that only read on. On every backend.
 
 /// One test a backend.
 macro_rules! on_every_backend {
@@ -25,6 +25,7 @@ macro_rules! on_every_backend {
     };
 }
 
+mod bombs;
 mod broken_off;
 mod deaf;
 mod flood;

@@ -1,0 +1,64 @@
+//! Messages that are a thousand times as long as what was sent.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use flate2::{Compress, Compression, FlushCompress};
+
+use crate::deflate::{RSV1, open};
+use crate::support::raw::{Frame, Raw, Seen, opcode};
+use crate::support::{Launch, alone};
+
+on_every_backend!(a_flood_of_bombs_lets_others_in);
+
+/// Clients that send one read full of messages of half a megabyte of spaces.
+const BOMBERS: usize = 4;
+const BOMBS: usize = 110;
+/// Pings that are answered meanwhile, at least. One is sent when the one before is answered; a shard that
+/// first works off all it has received answers one or two.
+const ROUNDS_MIN: usize = 10;
+
+/// Each of the messages is inflated and answered, in turns; between these a bystander is served.
+fn a_flood_of_bombs_lets_others_in(backend: &str) {
+    let _alone = alone();
+    let server = Launch::default().shards(1).backend(backend).set("deflate", "on").start();
+    let bomb = Frame::new(opcode::TEXT, deflated(&vec![b' '; 500_000])).bits(RSV1).bytes();
+    let bombs = bomb.repeat(BOMBS);
+    assert!(bombs.len() <= 64 << 10, "{} bytes are one read", bombs.len());
+    let mut bystander = Raw::open(server.address());
+    let bombers: Vec<_> = (0..BOMBERS).map(|_| open(&server)).collect();
+    let (begin, done) = (&Barrier::new(BOMBERS + 1), &AtomicUsize::new(0));
+    let rounds = std::thread::scope(|scope| {
+        for mut bomber in bombers {
+            let bombs = &bombs;
+            scope.spawn(move || {
+                begin.wait();
+                bomber.send(bombs);
+                for _ in 0..BOMBS {
+                    let Seen::Text(text) = bomber.next() else { panic!("no answer to a bomb") };
+                    assert!(text.starts_with("[\"NOTICE\""), "{text}");
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        begin.wait();
+        let mut rounds = 0;
+        while done.load(Ordering::Relaxed) < BOMBERS {
+            bystander.send(&Frame::new(opcode::PING, "here?").bytes());
+            assert_eq!(bystander.next(), Seen::Pong(b"here?".to_vec()));
+            rounds += 1;
+        }
+        rounds
+    });
+    eprintln!("{backend}: {rounds} pings answered");
+    assert!(rounds >= ROUNDS_MIN, "{rounds} pings answered during {} bombs", BOMBERS * BOMBS);
+    assert!(server.stop().success());
+}
+
+fn deflated(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(4_096);
+    let mut stream = Compress::new(Compression::new(6), false);
+    stream.compress_vec(text, &mut out, FlushCompress::Sync).expect("a stream");
+    out.truncate(out.len() - 4);
+    out
+}
