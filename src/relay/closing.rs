@@ -108,7 +108,8 @@ impl Shard {
         self.end_subscriptions(key);
         let Some(session) = self.session(key) else { return };
         // What is left of the stream: CLOSED of subscriptions the relay had ended.
-        session.outbox.purge_all();
+        let purged = session.outbox.purge_all();
+        debug_assert_eq!(purged, 0, "events go with their subscription");
         session.backlog = Vec::new();
         session.farewell = farewell;
         session.enter(Phase::Draining, now.ms);
@@ -197,7 +198,12 @@ impl Shard {
         }
         self.end_subscriptions(key);
         self.drop_unverified(key);
-        let session = self.sessions.remove(key.slot());
+        let mut session = self.sessions.remove(key.slot());
+        if session.outbox.stream_len() > 0 {
+            // Of subscriptions that had ended before, with events still owed.
+            let purged = session.outbox.purge_all();
+            self.counters.purged_events += purged * u64::from(!planted(Bug::CutUncounted));
+        }
         let reset = matches!(
             session.reason,
             CloseReason::Stalled | CloseReason::Silent | CloseReason::Timeout

@@ -276,11 +276,11 @@ impl Lanes {
         events
     }
 
-    /// Drops the whole stream.
-    pub fn purge_all(&mut self) {
+    /// Drops the whole stream; returns how many events were in it.
+    pub fn purge_all(&mut self) -> u64 {
+        let events = self.purge_if(|_| true);
         self.stream = VecDeque::new();
-        self.stream_bytes = 0;
-        self.stream_closed = 0;
+        events
     }
 
     /// Queues the close frame, which leaves after all else. A second one changes nothing.

@@ -103,6 +103,8 @@ bugs! {
     LossUnsaid,
     /// What a full queue cannot take is not counted.
     LossUncounted,
+    /// What waits in an outbox when its connection ends is not counted.
+    CutUncounted,
     /// A slow subscription ends its connection.
     LagEndsConnection,
     /// Any number of events waits for one connection.

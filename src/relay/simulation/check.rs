@@ -85,6 +85,8 @@ pub fn empty(node: &Node) {
     assert_eq!(core.live_bytes.get(), 0, "nobody waits, so nothing is held");
     let c = core.counters();
     assert_eq!((c.scans, c.verify_waiting, c.connections, c.subscriptions), (0, 0, 0, 0));
+    let delivered = c.delivered_live + c.delivered_stored;
+    assert_eq!(delivered, node.events_left + c.purged_events, "delivered is sent, or purged");
     let closed = c.closed_by_client
         + c.closed_http
         + c.closed_protocol

@@ -103,6 +103,8 @@ pub struct Expect {
     refusals: BTreeMap<usize, VecDeque<&'static str>>,
     notices_owed: usize,
     subs: BTreeMap<usize, Sub>,
+    /// EVENTs that have left.
+    pub events: u64,
     pub end: End,
     /// The code the close frame must carry.
     pub close_code: Option<u16>,
@@ -246,6 +248,7 @@ impl Expect {
     }
 
     fn event(&mut self, name: usize, note: NoteIndex) {
+        self.events += 1;
         let sub = self.subs.get_mut(&name).expect("an event for a subscription that is open");
         assert!(!sub.ended, "an event after the subscription ended");
         if sub.eose {

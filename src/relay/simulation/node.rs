@@ -51,6 +51,8 @@ pub struct Node {
     pub scans_stop_where_filed: bool,
     /// Connections released after their client's end or their socket's failure.
     left_by_client: u64,
+    /// EVENTs in all batches.
+    pub events_left: u64,
     pub trace: Trace,
     pub seen: Coverage,
 }
@@ -74,6 +76,7 @@ impl Node {
             hearings: BTreeMap::new(),
             scans_stop_where_filed,
             left_by_client: 0,
+            events_left: 0,
             trace: Trace::default(),
             seen: Coverage::default(),
         }
@@ -262,10 +265,13 @@ impl Node {
             self.trace.add(&bytes);
             let socket = self.socket(key);
             let drains = socket.expect.end == End::Draining;
+            let events = socket.expect.events;
             let overtakes = socket.judge(&bytes);
+            let events = socket.expect.events - events;
             let drained = drains && socket.expect.end == End::Closed;
             socket.unsent = bytes;
             socket.batch = Some(batch);
+            self.events_left += events;
             self.seen.add(Seen::Drained, u64::from(drained));
             self.seen.add(Seen::ControlOvertakes, u64::from(overtakes));
         } else {
