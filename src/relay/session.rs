@@ -289,7 +289,7 @@ pub(super) enum Stage {
 pub(super) struct LiveEvent {
     json: Payload,
     /// Of the record that `json` is a part of, and keeps.
-    record_bytes: usize,
+    pub(super) record_bytes: usize,
     /// `None` for an ephemeral event, which no stored query can have served.
     pub(super) sequence: Option<Sequence>,
     pub(super) received_ms: u64,
@@ -328,11 +328,18 @@ impl LiveEvent {
     }
 }
 
+impl LiveEvent {
+    /// Bytes it counts with: its own, and those of what was deflated.
+    pub(super) fn held_bytes(&self) -> usize {
+        let deflated = self.deflated.borrow();
+        let blocks = deflated.iter().flat_map(|(_, blocks)| blocks);
+        self.record_bytes + blocks.map(|blocks| blocks.len()).sum::<usize>()
+    }
+}
+
 impl Drop for LiveEvent {
     fn drop(&mut self) {
-        let deflated = self.deflated.get_mut().iter().flat_map(|(_, blocks)| blocks);
-        let bytes = self.record_bytes + deflated.map(|blocks| blocks.len()).sum::<usize>();
-        self.held.set(self.held.get() - bytes);
+        self.held.set(self.held.get() - self.held_bytes());
     }
 }
 

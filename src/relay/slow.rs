@@ -12,7 +12,8 @@ impl Shard {
     pub(super) fn end_slow(&mut self, slot: u32) {
         self.counters.subscriptions_slow += 1;
         if planted(Bug::LagEndsConnection) {
-            return self.remove(self.subscriptions[slot as usize].connection);
+            let connection = self.subscriptions.get(slot as usize).map(|s| s.connection);
+            return connection.into_iter().for_each(|key| self.remove(key));
         }
         self.fail_subscription(slot, "error: slow consumer");
     }

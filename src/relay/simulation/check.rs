@@ -1,5 +1,8 @@
 //! What must hold of one shard: at any moment, at rest, at the end.
 
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
 use super::expect::End;
 use super::model::longest_json;
 use super::node::Node;
@@ -41,7 +44,7 @@ pub fn core(core: &Shard) {
         assert!(session.outbox.stream_bytes() <= limits.outbox_bytes_max as usize + over);
     }
     assert_eq!(turns, core.verify_round.len());
-    assert!(core.live_bytes.get() <= limits.live_bytes_max as usize);
+    check_live_bytes(core);
     let (mut live, mut scans, mut filed) = (0, 0, 0);
     for (_, subscription) in &core.subscriptions {
         assert!(subscription.live.len() <= limits.live_queue_events_max as usize);
@@ -59,6 +62,16 @@ pub fn core(core: &Shard) {
     );
     let bytes: usize = core.pending.iter().map(|(_, pending)| pending.bytes).sum();
     assert_eq!(bytes, core.pending_bytes);
+}
+
+/// Each live event that waits counts once, with what was deflated of it, and no other does.
+fn check_live_bytes(core: &Shard) {
+    let waiting = core.subscriptions.iter().flat_map(|(_, subscription)| &subscription.live);
+    let waiting: BTreeMap<_, _> = waiting.map(|live| (Rc::as_ptr(live), live)).collect();
+    let held: usize = waiting.values().map(|live| live.held_bytes()).sum();
+    assert_eq!(held, core.live_bytes.get());
+    let plain: usize = waiting.values().map(|live| live.record_bytes).sum();
+    assert!(plain <= core.setup.limits.live_bytes_max as usize);
 }
 
 /// When all is still.

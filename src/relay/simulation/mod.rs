@@ -26,7 +26,6 @@
 //! | left | why |
 //! |---|---|
 //! | `!=` for `==` in `purge` | the comparison is the planted bug's, never looked at outside `bugs` |
-//! | `-` for `+` in the `Drop` of a live event | the bytes of a compressed copy, which nobody offers here |
 //! | other operators in constants; two `\|\|` before a `let` | bounds that are what they are; do not compile |
 
 mod bugs;

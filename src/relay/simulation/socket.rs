@@ -1,14 +1,30 @@
 //! One simulated socket and the client behind it: raw masked frames in, gather batches out.
 
+use std::cell::RefCell;
+
 use super::expect::{End, Expect, NAMES, Sent};
 use super::model::{NoteIndex, Rng, Wish, pool};
 use crate::relay::Reading;
 use crate::wire::batch::Batch;
+use crate::wire::deflate::Inflater;
 use crate::wire::frame::{Opcode, unmask, write_header};
 
-const HANDSHAKE: &[u8] = b"GET / HTTP/1.1\r\nHost: relay.example\r\nUpgrade: websocket\r\n\
+const HANDSHAKE: &str = "GET / HTTP/1.1\r\nHost: relay.example\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-    Sec-WebSocket-Version: 13\r\n\r\n";
+    Sec-WebSocket-Version: 13\r\n";
+
+/// What clients offer of compression.
+pub const OFFERS: [&str; 4] = [
+    "",
+    "",
+    "Sec-WebSocket-Extensions: permessage-deflate\r\n",
+    "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10\r\n",
+];
+
+thread_local! {
+    /// For all clients: no message refers to an earlier one.
+    static INFLATER: RefCell<Inflater> = RefCell::default();
+}
 
 /// How a client greets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,13 +83,15 @@ pub struct Socket {
     pub farewell: Option<Farewell>,
     greeting: Greeting,
     answered: bool,
+    /// The relay may send it compressed messages.
+    inflates: bool,
     pub expect: Expect,
 }
 
 impl Socket {
-    pub fn new(greeting: Greeting) -> Self {
+    pub fn new(greeting: Greeting, offer: &str) -> Self {
         let inbound = match greeting {
-            Greeting::WebSocket => HANDSHAKE.to_vec(),
+            Greeting::WebSocket => [HANDSHAKE, offer, "\r\n"].concat().into_bytes(),
             Greeting::Page => b"GET / HTTP/1.1\r\nHost: relay.example\r\n\r\n".to_vec(),
             Greeting::Noise => b"\x16\x03\x01 hello\r\n\r\n".to_vec(),
             Greeting::Silence => Vec::new(),
@@ -100,6 +118,7 @@ impl Socket {
             farewell: None,
             greeting,
             answered: false,
+            inflates: false,
             expect: Expect::default(),
         }
     }
@@ -161,6 +180,7 @@ impl Socket {
             if rest.starts_with(b"HTTP/1.1 101 ") {
                 assert_eq!(self.greeting, Greeting::WebSocket);
                 let end = rest.windows(4).position(|w| w == b"\r\n\r\n").expect("a whole head");
+                self.inflates = rest[..end].windows(18).any(|w| w == b"permessage-deflate");
                 rest = &rest[end + 4..];
             } else {
                 assert!(rest.starts_with(b"HTTP/1.1 "));
@@ -172,6 +192,7 @@ impl Socket {
         while !rest.is_empty() {
             let opcode = match rest[0] {
                 0x81 => Opcode::Text,
+                DEFLATED_TEXT if self.inflates => Opcode::Text,
                 0x88 => Opcode::Close,
                 0x89 => Opcode::Ping,
                 0x8a => Opcode::Pong,
@@ -182,7 +203,14 @@ impl Socket {
                 127 => panic!("no frame here is that long"),
                 short => (2, usize::from(short)),
             };
-            let payload = &rest[at..at + len];
+            let inflated;
+            let payload = match rest[0] {
+                DEFLATED_TEXT => {
+                    inflated = inflate(&rest[at..at + len]);
+                    &inflated[..]
+                }
+                _ => &rest[at..at + len],
+            };
             let next = Lane::of(opcode, payload).unwrap_or(lane);
             assert!(next >= lane, "control frames go first, then replies, then subscriptions");
             lane = next;
@@ -199,6 +227,16 @@ impl Socket {
         }
         controls > 0 && lane > Lane::Control
     }
+}
+
+/// The first byte of a compressed text message.
+const DEFLATED_TEXT: u8 = 0xc1;
+
+fn inflate(payload: &[u8]) -> Vec<u8> {
+    INFLATER.with_borrow_mut(|inflater| {
+        let text = inflater.inflate(None, payload, true, 1 << 20);
+        text.expect("what is sent compressed can be inflated").to_vec()
+    })
 }
 
 /// The lanes of an outbox, in the order in which they leave.

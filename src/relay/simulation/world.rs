@@ -10,7 +10,7 @@ use super::expect::NAMES;
 use super::intake::BusMessage;
 use super::model::{Log, NoteIndex, Rng, Trace, note_of};
 use super::node::{Node, Outgoing};
-use super::socket::{Farewell, Greeting, Socket, random_message};
+use super::socket::{Farewell, Greeting, OFFERS, Socket, random_message};
 use crate::relay::counters::Counters;
 use crate::relay::planted::{Bug, planted};
 use crate::relay::ports::{CommitBatch, Submission, Verdict};
@@ -76,6 +76,7 @@ impl World {
         let pages = Arc::new(Pages { endpoint, page: "hello".into(), document: "{}".into() });
         let submissions_max = rng.pick(&[1, 2, 5, 1_000, 1_000]);
         let scans_stop_where_filed = rng.chance(70);
+        let deflate = rng.pick(&[Accept::Off, Accept::Off, Accept::On, Accept::ClientContext]);
         let nodes = (0..shards).map(|origin| {
             let setup = Setup {
                 origin: u16::try_from(origin).expect("few"),
@@ -83,7 +84,7 @@ impl World {
                 verify: false,
                 limits: limits.clone(),
                 pages: pages.clone(),
-                deflate: Accept::Off,
+                deflate,
                 proxies: Arc::default(),
                 hash_seed,
             };
@@ -183,7 +184,7 @@ impl World {
             2 => Greeting::Silence,
             _ => Greeting::WebSocket,
         };
-        let mut socket = Socket::new(greeting);
+        let mut socket = Socket::new(greeting, self.rng.pick(&OFFERS));
         (socket.mute, socket.polite) = (self.rng.chance(10), self.rng.chance(50));
         let room = !self.rng.chance(2);
         node.accept(socket, room, self.now);
