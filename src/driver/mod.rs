@@ -4,10 +4,12 @@
 //! `shard_loop`; what it runs on is chosen in [`backend`], once, here.
 
 pub mod backend;
+mod batches;
 pub mod bus;
 pub mod clock;
 mod connection;
 mod listener;
+mod memory;
 pub mod places;
 mod shard_loop;
 mod sockopt;

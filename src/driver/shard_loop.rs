@@ -23,11 +23,12 @@ use rustix::net::Shutdown;
 use socket2::SockRef;
 
 use super::backend::{Backend, Socket};
+use super::batches::Batches;
 use super::bus::{Address, FromShard, FromThread, LastWord, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::places::{Place, Places};
-use super::{listener, sockopt};
+use super::{listener, memory, sockopt};
 use crate::nostr::Event;
 use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
@@ -46,10 +47,6 @@ const TIMER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Cancelled queries that may wait for a reader beside as many that are wanted.
 const CANCELLED_SLICES_MAX: usize = 256;
-
-/// Empty batches kept for the next writes, and the most bytes they may hold together.
-const BATCHES_KEPT_MAX: usize = 1024;
-const BATCHES_KEPT_BYTES_MAX: usize = 16 << 20;
 
 /// Called with what a shard has counted and timed, a few times a second.
 pub type Observe = Box<dyn Fn(&Counters, &Timings) + Send>;
@@ -99,13 +96,7 @@ pub struct ShardLoop<B: Backend> {
     /// Those of them whose next slice is wanted, in turn; cancelled ones among them are passed over.
     slices: RefCell<VecDeque<ScanKey>>,
     pub(super) scratch: RefCell<Vec<u8>>,
-    #[expect(
-        clippy::vec_box,
-        reason = "a batch travels boxed; keeping the box saves its allocation"
-    )]
-    batches: RefCell<Vec<Box<Batch>>>,
-    /// What they hold, at most [`BATCHES_KEPT_BYTES_MAX`].
-    batches_bytes: Cell<usize>,
+    batches: RefCell<Batches>,
     /// Writes begun since the kernel last had its turn; at most one a connection.
     begun: RefCell<Vec<Begun<B>>>,
     /// Verified events that the writer has not been given yet.
@@ -153,7 +144,6 @@ impl<B: Backend> ShardLoop<B> {
             slices: RefCell::default(),
             scratch: RefCell::new(vec![0; parts.tuning.scratch_bytes as usize]),
             batches: RefCell::default(),
-            batches_bytes: Cell::default(),
             begun: RefCell::default(),
             submitting: RefCell::default(),
             ticks_unsubmitted: Cell::default(),
@@ -429,6 +419,7 @@ impl<B: Backend> ShardLoop<B> {
                     }
                 }
                 Effect::AskUnacked(key) => self.ask_unacked(key),
+                Effect::GiveBack => self.give_back(),
                 Effect::Release { key, reset } => self.release(key, reset),
             }
         }
@@ -581,20 +572,23 @@ impl<B: Backend> ShardLoop<B> {
         }
     }
 
-    pub(super) fn take_batch(&self) -> Box<Batch> {
-        let batch = self.batches.borrow_mut().pop();
-        let batch = batch.unwrap_or_else(|| Box::new(Batch::new(self.tuning.batch_shape())));
-        self.batches_bytes.set(self.batches_bytes.get() - batch.held_bytes());
-        batch
+    /// Gives memory back: the room of tables, empty batches, and what the allocator keeps.
+    fn give_back(&self) {
+        let mut connections = self.connections.borrow_mut();
+        let used = connections.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        connections.truncate(used);
+        connections.shrink_to_fit();
+        self.begun.borrow_mut().shrink_to_fit();
+        self.slices.borrow_mut().shrink_to_fit();
+        self.batches.take();
+        memory::give_back();
     }
 
-    pub(super) fn return_batch(&self, mut batch: Box<Batch>) {
-        let mut batches = self.batches.borrow_mut();
-        let kept_bytes = self.batches_bytes.get() + batch.held_bytes();
-        if batches.len() < BATCHES_KEPT_MAX && kept_bytes <= BATCHES_KEPT_BYTES_MAX {
-            self.batches_bytes.set(kept_bytes);
-            batch.clear();
-            batches.push(batch);
-        }
+    pub(super) fn take_batch(&self) -> Box<Batch> {
+        self.batches.borrow_mut().take(self.tuning.batch_shape())
+    }
+
+    pub(super) fn return_batch(&self, batch: Box<Batch>) {
+        self.batches.borrow_mut().put(batch);
     }
 }

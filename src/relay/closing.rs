@@ -42,6 +42,7 @@ impl Shard {
         }
         self.rest_outboxes();
         self.end_slow_subscriptions(now);
+        self.give_back(now);
     }
 
     /// Measures what waits, and takes the memory of outboxes in which nothing does.

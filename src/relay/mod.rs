@@ -4,7 +4,8 @@
 //! what is to be done goes out as effects. The path of an EVENT through here: [`shard`] (inputs and
 //! effects) → `receive` (decode, verify) → [`policy`] → a [`ports::Submission`]; and, once it is
 //! durable, a [`ports::CommitBatch`] → [`subscriptions`] (who wants it) → `delivery` → [`outbox`].
-//! `closing` is how a connection ends, `slow` whose subscription does when live events cannot wait.
+//! `closing` is how a connection ends, `slow` whose subscription does when live events cannot wait,
+//! `tide` when memory is given back.
 //! `echo`, which no relay contains, lets a conformance suite talk to the decoder, outbox and writer.
 
 pub mod admission;
@@ -28,6 +29,7 @@ pub mod shard;
 mod simulation;
 mod slow;
 pub mod subscriptions;
+mod tide;
 pub mod timings;
 pub mod tuning;
 

@@ -25,6 +25,7 @@ use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Phase, Session, Subscription,
 };
 use super::subscriptions::SubscriptionIndex;
+use super::tide::Tide;
 use super::timings::Timings;
 use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
 use crate::wire::batch::Batch;
@@ -119,6 +120,8 @@ pub enum Effect {
     AskUnacked(ConnectionKey),
     /// Shut the socket's writing side.
     Finish(ConnectionKey),
+    /// Much of what was held is gone: give the memory back.
+    GiveBack,
     /// The connection is gone: shut the socket both ways and let it go.
     Release {
         /// Which.
@@ -194,6 +197,7 @@ pub struct Shard {
     pub(super) last_sequence: Sequence,
     pub(super) stopping: bool,
     pub(super) live_bytes: LiveBytes,
+    pub(super) tide: Tide,
     /// Scratch of one match.
     pub(super) matched: Vec<u32>,
 }
@@ -223,6 +227,7 @@ impl Shard {
             last_sequence: 0,
             stopping: false,
             live_bytes: LiveBytes::default(),
+            tide: Tide::default(),
             matched: Vec::new(),
         }
     }

@@ -204,6 +204,19 @@ impl SubscriptionIndex {
         visit(Some(&mut self.unselective));
     }
 
+    /// Gives back the room that nothing fills; subscriptions are below `subscriptions` from here on, until
+    /// one is filed.
+    pub fn shrink_to_fit(&mut self, subscriptions: usize) {
+        self.filters.shrink_to_fit();
+        self.by_id.shrink_to_fit();
+        self.by_author.shrink_to_fit();
+        self.by_kind.shrink_to_fit();
+        self.by_tag.shrink_to_fit();
+        self.unselective.list.shrink_to_fit();
+        self.found_in.truncate(subscriptions);
+        self.found_in.shrink_to_fit();
+    }
+
     /// Filters looked at, over all lookups: what matching has cost, found or not.
     #[must_use]
     pub fn evaluated(&self) -> u64 {

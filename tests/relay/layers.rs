@@ -63,10 +63,11 @@ const IMPURE_ALL_THE_SAME: [(&str, &str); 1] = [
 ];
 
 /// The files with `unsafe` code.
-const MAY_BE_UNSAFE: [&str; 5] = [
+const MAY_BE_UNSAFE: [&str; 6] = [
     "driver/backend/tokio_uring.rs",
     "driver/backend/glommio.rs",
     "driver/backend/epoll.rs",
+    "driver/memory.rs",
     "driver/sockopt.rs",
     "store/environment.rs",
 ];

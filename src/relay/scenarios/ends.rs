@@ -299,3 +299,26 @@ fn http_exchanges_end_with_their_answer() {
     let counters = relay.core.counters();
     assert_eq!((counters.closed_http, counters.closed_full, counters.closed_per_ip), (4, 1, 1));
 }
+
+#[test]
+fn the_room_of_connections_that_are_gone_is_given_back() {
+    let mut relay = Relay::new(Limits::default());
+    let stays = relay.connect();
+    let keys: Vec<_> = (0..1_000).map(|_| relay.connect()).collect();
+    for key in &keys {
+        relay.say(*key, LIVE);
+    }
+    let gives_back = |relay: &mut Relay| {
+        relay.pass(250);
+        relay.take(|effect| matches!(effect, Effect::GiveBack).then_some(())).len()
+    };
+    assert_eq!(gives_back(&mut relay), 0);
+    keys.iter().for_each(|key| relay.core.handle_broken(*key));
+    let given_back: Vec<_> = (0..8).map(|_| gives_back(&mut relay)).collect();
+    assert_eq!(given_back, [0, 0, 0, 0, 1, 0, 0, 0], "once, when a second has passed");
+    assert_eq!(relay.core.sessions.capacity(), 1);
+    assert_eq!(relay.core.subscriptions.capacity(), 0);
+    relay.say(stays, LIVE);
+    relay.publish(&event("still heard"));
+    assert_eq!(relay.hear(stays), [EOSE, "s \"still heard\""]);
+}

@@ -501,6 +501,7 @@ impl Node {
                     (socket.resume_due, socket.heard_ms) = (true, now.ms);
                 }
                 Effect::Finish(key) => self.socket(key).finished = true,
+                Effect::GiveBack => {}
                 Effect::AskUnacked(key) => self.ask_unacked(key, now),
                 Effect::Release { key, reset } => {
                     self.trace.add((key, reset));
