@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A floor for idle connections: answers the handshake, then holds each accepted socket and does nothing.
 
-    loadtest/figures.py --only idle --peer 'bare=python3 loadtest/bare.py {port}'
+    rheostr-loadtest compare loadtest/compare.toml --run idle
 
 What the kernel keeps for such a connection is the least it can keep for any server's.
 """

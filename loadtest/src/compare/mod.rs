@@ -51,6 +51,15 @@ pub struct CompareArgs {
     pub run: Option<String>,
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
+    /// Events of the generated file
+    #[arg(long, value_name = "N")]
+    pub events: Option<u32>,
+    /// Where data directories are made
+    #[arg(long, value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
+    /// Count system calls too and compare them; costs the relays time
+    #[arg(long)]
+    pub syscalls: bool,
     /// Keep every run there (RELAY/RUN/ROUND/run.json, NAME.hgrm), and the comparison as compare.json
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -147,6 +156,8 @@ fn plan(args: &CompareArgs, known: &mut Known) -> anyhow::Result<Plan> {
     let mut plan = Plan::read(&args.file)?;
     let exe = std::env::current_exe()?;
     known.set("bin", exe.parent().context("a binary has a directory")?.display().to_string());
+    let file = args.file.canonicalize().with_context(|| args.file.display().to_string())?;
+    known.set("here", file.parent().context("a file has a directory")?.display().to_string());
     for (name, value) in &plan.variables {
         known.set(name, value);
     }
@@ -154,10 +165,13 @@ fn plan(args: &CompareArgs, known: &mut Known) -> anyhow::Result<Plan> {
         let (name, value) = pair.split_once('=').context("--set NAME=VALUE")?;
         known.set(name, value);
     }
-    if let Some(rounds) = args.rounds {
-        ensure!((1..=100).contains(&rounds), "--rounds: 1 to 100");
-        plan.rounds = rounds;
+    plan.rounds = args.rounds.unwrap_or(plan.rounds);
+    plan.events = args.events.unwrap_or(plan.events);
+    plan.data_root = args.data_root.clone().or(plan.data_root);
+    if args.syscalls {
+        plan.run.iter_mut().for_each(Run::count_syscalls);
     }
+    plan.check()?;
     if !args.relay.is_empty() {
         let all = std::mem::take(&mut plan.relay);
         for name in &args.relay {
@@ -216,7 +230,9 @@ impl Course {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
         }
-        let steps = plan.run.len() * (plan.relay.len() + 1) * plan.rounds as usize;
+        let contenders = plan.relay.iter().chain(plan.relay.first());
+        let runs = |relay: &Relay| plan.run.iter().filter(|run| relay.takes_part(run)).count();
+        let steps = contenders.map(runs).sum::<usize>() * plan.rounds as usize;
         let style = ProgressStyle::with_template("{pos}/{len} {elapsed} {msg}")?;
         let progress = ProgressBar::new(steps as u64).with_style(style);
         let (taken, refused) = (Vec::new(), Vec::new());
@@ -243,9 +259,12 @@ impl Course {
             for group in &groups {
                 for number in 0..=self.plan.relay.len() {
                     let relay = self.plan.relay[number % self.plan.relay.len()].clone();
+                    if !group.iter().any(|run| relay.takes_part(run)) {
+                        continue;
+                    }
                     let running = Running::start(&self.plan, &relay, &self.known, &self.root)
                         .with_context(|| relay.name.clone())?;
-                    for run in group {
+                    for run in group.iter().filter(|run| relay.takes_part(run)) {
                         self.progress.set_message(format!("{}: {}", relay.name, run.name));
                         self.once(run, &relay, number, round, &running)?;
                         self.progress.inc(1);
@@ -432,6 +451,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::schema;
     use serde_json::json;
 
     #[test]
@@ -489,5 +509,21 @@ mod tests {
         assert_eq!(plan_left.relay.len(), 1);
         assert!(skipped[0].contains("--set peers=") && skipped[1].contains("/no/such/c"));
         assert!(available(plan("/no/such/a"), &Known::default()).is_err());
+    }
+
+    #[test]
+    fn what_is_documented_is_what_is_emitted() {
+        let taken = |relay: usize| Taken {
+            run: "r".into(),
+            point: None,
+            relay,
+            round: 0,
+            report: json!({"server": {"cpu_us_per_op": 1.0}, "machine": {"cpus": 2}}),
+            log: None,
+        };
+        let comparison = Comparison::sample(&["a", "b"], vec![taken(0), taken(1), taken(2)]);
+        let json = serde_json::to_string(&comparison).unwrap();
+        let open = ["machine", "relays[].files", "relays[].environment", "relays[].options"];
+        schema::hold_against("# The comparison", &json, &open);
     }
 }

@@ -51,6 +51,9 @@ pub struct Relay {
     pub files: BTreeMap<PathBuf, String>,
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// It takes part in these only; in all where none is named.
+    #[serde(default)]
+    pub scenarios: Vec<String>,
     /// What an OK promises.
     pub durability: String,
     #[serde(default)]
@@ -62,6 +65,12 @@ pub struct Relay {
 
 fn default_url() -> String {
     "ws://127.0.0.1:{port}".to_owned()
+}
+
+impl Relay {
+    pub fn takes_part(&self, run: &Run) -> bool {
+        self.scenarios.is_empty() || self.scenarios.contains(&run.scenario)
+    }
 }
 
 /// A scenario and its options.
@@ -111,22 +120,27 @@ impl Plan {
 
     fn parse(text: &str) -> anyhow::Result<Self> {
         let mut plan: Self = toml::from_str(text)?;
-        ensure!((1..=100).contains(&plan.rounds), "rounds: 1 to 100");
-        ensure!((1..=10_000_000).contains(&plan.events), "events: 1 to 10000000");
-        ensure!(!plan.generator_cpus.is_empty(), "generator_cpus: none");
-        ensure!(!plan.server_cpus.is_empty(), "server_cpus: none");
-        ensure!(!plan.relay.is_empty() && !plan.run.is_empty(), "nothing is compared");
-        ensure!(!plan.run[0].continues, "{}: there is no run before it", plan.run[0].name);
-        let mut names: Vec<_> = plan.relay.iter().map(|relay| &relay.name).collect();
-        names.sort();
-        names.dedup();
-        ensure!(names.len() == plan.relay.len(), "two relays have one name");
-        for relay in &plan.relay {
-            ensure!(!relay.command.is_empty(), "{}: no command", relay.name);
-        }
+        plan.check()?;
         let runs = std::mem::take(&mut plan.run);
         plan.run = runs.into_iter().map(Run::spread).collect::<anyhow::Result<Vec<_>>>()?.concat();
         Ok(plan)
+    }
+
+    /// # Errors
+    /// It compares nothing, or names it in a way that is not clear.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!((1..=100).contains(&self.rounds), "rounds: 1 to 100");
+        ensure!((1..=10_000_000).contains(&self.events), "events: 1 to 10000000");
+        ensure!(!self.generator_cpus.is_empty(), "generator_cpus: none");
+        ensure!(!self.server_cpus.is_empty(), "server_cpus: none");
+        ensure!(!self.relay.is_empty() && !self.run.is_empty(), "nothing is compared");
+        ensure!(!self.run[0].continues, "{}: there is no run before it", self.run[0].name);
+        for (number, relay) in self.relay.iter().enumerate() {
+            ensure!(!relay.command.is_empty(), "{}: no command", relay.name);
+            let same = self.relay[..number].iter().any(|other| other.name == relay.name);
+            ensure!(!same, "two relays have one name, {}", relay.name);
+        }
+        Ok(())
     }
 
     /// Runs that share one start of a relay.
@@ -143,6 +157,14 @@ impl Plan {
 }
 
 impl Run {
+    /// Where there are calls an operation; connections that do nothing make none.
+    pub fn count_syscalls(&mut self) {
+        if self.scenario != "idle" {
+            self.options.insert("syscalls".to_owned(), true.into());
+            self.figures.push("server.syscalls.per_op".to_owned());
+        }
+    }
+
     /// A run of each value of the sweep, or the run itself.
     fn spread(self) -> anyhow::Result<Vec<Self>> {
         let Some((option, values)) = self.sweep.first_key_value() else { return Ok(vec![self]) };
@@ -239,8 +261,8 @@ mod tests {
     #[test]
     fn the_shipped_file_is_a_plan() {
         let plan = Plan::parse(include_str!("../../compare.toml")).unwrap();
-        let known =
-            ["port", "data", "events", "bin", "glommio", "peers", "strfry"].map(|name| (name, "x"));
+        let known = ["port", "data", "events", "bin", "here", "glommio", "peers", "strfry"]
+            .map(|name| (name, "x"));
         let known = Known(known.map(|(name, value)| (name.into(), value.into())).into());
         for relay in &plan.relay {
             for text in relay.command.iter().chain(relay.files.values()) {

@@ -59,8 +59,14 @@ pub fn percentiles(title: &str, lines: &[Line]) -> anyhow::Result<Option<String>
     let lines: Vec<Line> = stretched.collect();
     let Some((x, y)) = ends(&lines) else { return Ok(None) };
     let mut svg = String::new();
-    let labels = Labels { x: "of all operations", y: "took at most, ms", x_text: percent };
-    draw(&mut svg, title, &lines, 0.0..x.1, (y.0 * 0.8..y.1 * 1.25).log_scale(), &labels)?;
+    let nines = x.1.ceil();
+    let labels = Labels {
+        x: "of all operations",
+        y: "took at most, ms",
+        x_text: percent,
+        x_count: 1 + nines as usize,
+    };
+    draw(&mut svg, title, &lines, 0.0..nines, (y.0 * 0.8..y.1 * 1.25).log_scale(), &labels)?;
     Ok(Some(svg))
 }
 
@@ -80,7 +86,7 @@ pub fn over_time(title: &str, unit: &str, lines: &[Line]) -> anyhow::Result<Opti
     let Some((x, y)) = ends(lines) else { return Ok(None) };
     let mut svg = String::new();
     let y_label = format!("{unit} a second");
-    let labels = Labels { x: "seconds", y: &y_label, x_text: plain };
+    let labels = Labels { x: "seconds", y: &y_label, x_text: plain, x_count: 10 };
     draw(&mut svg, title, lines, 0.0..x.1, 0.0..y.1 * 1.1, &labels)?;
     Ok(Some(svg))
 }
@@ -99,7 +105,7 @@ pub fn sweep(
         return Ok(None);
     };
     let mut svg = String::new();
-    let labels = Labels { x: option, y: figure, x_text: plain };
+    let labels = Labels { x: option, y: figure, x_text: plain, x_count: 10 };
     let x = (x.0..x.1 * 1.001).log_scale();
     draw(&mut svg, title, lines, x, 0.0..y.1 * 1.1, &labels)?;
     Ok(Some(svg))
@@ -122,7 +128,13 @@ pub fn bars(title: &str, figure: &str, bars: &[Bar]) -> anyhow::Result<Option<St
             .x_label_area_size(10)
             .y_label_area_size(60)
             .build_cartesian_2d(0.0..bars.len() as f64 * 1.6, 0.0..top * 1.1)?;
-        chart.configure_mesh().disable_x_mesh().x_labels(0).y_desc(figure).draw()?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(WHITE)
+            .x_labels(0)
+            .y_desc(figure)
+            .draw()?;
         for (at, bar) in bars.iter().enumerate() {
             let (left, style) = (at as f64 + 0.2, colour(bar.colour));
             let body = Rectangle::new([(left, 0.0), (left + 0.6, bar.median)], style.filled());
@@ -154,6 +166,7 @@ struct Labels<'a> {
     x: &'a str,
     y: &'a str,
     x_text: fn(f64) -> String,
+    x_count: usize,
 }
 
 fn draw<X, Y>(
@@ -183,6 +196,7 @@ where
         .light_line_style(WHITE)
         .x_desc(labels.x)
         .y_desc(labels.y)
+        .x_labels(labels.x_count)
         .x_label_formatter(&|value| (labels.x_text)(*value))
         .draw()?;
     let mut named: Vec<&str> = Vec::new();
@@ -198,7 +212,7 @@ where
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.8))
         .label_font(FONT)
         .draw()?;

@@ -3,6 +3,8 @@
 //! `REPORT.md` beside `src/` documents every field; a test holds the two against each other.
 
 mod latency;
+#[cfg(test)]
+pub mod schema;
 mod spread;
 mod violations;
 
@@ -190,7 +192,6 @@ mod tests {
     use crate::scenario::Generator;
     use crate::server::{Sample, Usage};
     use serde_json::json;
-    use std::collections::BTreeSet;
 
     /// What a scenario puts into them is its own.
     const OPEN: [&str; 5] =
@@ -241,40 +242,9 @@ mod tests {
         Report::new(subject, outcome)
     }
 
-    /// Every leaf's path; a list's elements are `[]`.
-    fn paths(value: &Value, at: &str, into: &mut BTreeSet<String>) {
-        let below = |name: &str| match at {
-            "" => name.to_owned(),
-            _ => format!("{at}.{name}"),
-        };
-        match value {
-            _ if OPEN.contains(&at) => {
-                into.insert(at.to_owned());
-            }
-            Value::Object(members) => {
-                members.iter().for_each(|(name, member)| paths(member, &below(name), into));
-            }
-            Value::Array(elements) if elements.iter().any(Value::is_object) => {
-                elements.iter().for_each(|element| paths(element, &format!("{at}[]"), into));
-            }
-            _ => {
-                into.insert(at.to_owned());
-            }
-        }
-    }
-
     #[test]
     fn what_is_documented_is_what_is_emitted() {
-        let mut emitted = BTreeSet::new();
-        paths(&serde_json::from_str(&report().to_json()).unwrap(), "", &mut emitted);
-        let documented: BTreeSet<String> = include_str!("../../REPORT.md")
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
-            .map(|(field, _)| field.to_owned())
-            .collect();
-        let missing: Vec<_> = emitted.difference(&documented).collect();
-        let stale: Vec<_> = documented.difference(&emitted).collect();
-        assert!(missing.is_empty() && stale.is_empty(), "not there {missing:?}, gone {stale:?}");
+        schema::hold_against("# The report of a run", &report().to_json(), &OPEN);
     }
 
     #[test]
