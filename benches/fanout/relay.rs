@@ -112,6 +112,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
         last_sequence: 0,
         submit: writer.handle(),
         read: readers.handle(),
+        trace: None,
         observe: vec![Box::new(move |counters, _| {
             sent[0].store(counters.frames_out, Ordering::Relaxed);
             sent[1].store(counters.batches_out, Ordering::Relaxed);

@@ -103,6 +103,9 @@ pub struct RelayArguments {
     /// Shape of the lines on standard error [default: text]
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
+    /// Write what each shard did in each of its turns as CSV, for measurements
+    #[arg(long, value_name = "FILE")]
+    pub trace_ticks: Option<PathBuf>,
 }
 
 /// For `import`.

@@ -24,6 +24,7 @@ use crate::config::memory::memory_bound;
 use crate::config::{Backend, Config};
 use crate::driver::backend::Choice;
 use crate::driver::places::Places;
+use crate::driver::trace::{self, TraceThread};
 use crate::driver::{self, Mesh, Observe};
 use crate::nostr::nip11;
 use crate::ops::admin::{CHUNK_EVENTS_MAX, Running};
@@ -51,7 +52,7 @@ pub fn run(arguments: &RelayArguments) -> Result<(), Failure> {
     let _context = runtime.enter();
     // From here on a signal is an orderly end, however far the start has come.
     let mut signals = Signals::new()?;
-    let relay = Relay::start(&config)?;
+    let relay = Relay::start(&config, arguments)?;
     relay.announce(&config);
     runtime.block_on(async {
         tokio::select! {
@@ -87,10 +88,11 @@ struct Relay {
     writer: Writer,
     readers: Readers,
     ops: Ops,
+    trace: Option<TraceThread>,
 }
 
 impl Relay {
-    fn start(config: &Config) -> Result<Self, Failure> {
+    fn start(config: &Config, arguments: &RelayArguments) -> Result<Self, Failure> {
         let count = config.shard_count();
         let connections = connections(config);
         tracing::info!("{}", memory_bound(config, connections as u64));
@@ -124,6 +126,14 @@ impl Relay {
         let shard_times: Vec<Arc<ShardTimes>> = (0..count).map(|_| Arc::default()).collect();
         let observe = shard_metrics.iter().cloned().zip(shard_times.iter().cloned());
         let observe = observe.map(|(metrics, times)| observe_shard(metrics, times)).collect();
+        let (trace, trace_thread) = match &arguments.trace_ticks {
+            None => (None, None),
+            Some(path) => {
+                let opened = trace::open(path)
+                    .map_err(|source| Failure::File { path: path.clone(), source })?;
+                (Some(opened.0), Some(opened.1))
+            }
+        };
         let places = Places::new(config.limits.connections_per_ip_max);
         let shards = driver::start(driver::Config {
             listen: config.listen,
@@ -142,6 +152,7 @@ impl Relay {
             submit: writer.handle(),
             read: readers.handle(),
             observe,
+            trace,
         })
         .map_err(|error| Failure::Failed(error.to_string()))?;
 
@@ -174,7 +185,7 @@ impl Relay {
         let ops = listeners
             .start(running, metrics, store, writes)
             .map_err(|error| Failure::Failed(error.to_string()))?;
-        Ok(Self { shards, writer, readers, ops })
+        Ok(Self { shards, writer, readers, ops, trace: trace_thread })
     }
 
     /// Says that clients are accepted.
@@ -215,6 +226,9 @@ impl Relay {
         let thread = std::thread::Builder::new().name("stop".into());
         thread.spawn(move || {
             self.shards.join();
+            if let Some(Err(error)) = self.trace.map(TraceThread::join) {
+                tracing::error!(%error, "the trace is not complete");
+            }
             self.writer.close();
             self.readers.close();
             self.ops.stop();

@@ -172,6 +172,8 @@ pub struct Mailbox {
     signal: Arc<Signal>,
     /// A task of this shard has something for the tick.
     nudged: Cell<bool>,
+    /// Messages taken so far.
+    taken: Cell<u64>,
 }
 
 /// Opens a mailbox whose shards' queue holds `from_shards_max` messages.
@@ -181,7 +183,7 @@ pub fn open(from_shards_max: usize) -> (Address, Mailbox) {
     let (shards_tx, shards) = flume::bounded(from_shards_max);
     let signal = Arc::new(Signal::default());
     let address = Address { threads: threads_tx, shards: shards_tx, signal: signal.clone() };
-    (address, Mailbox { threads, shards, signal, nudged: Cell::new(false) })
+    (address, Mailbox { threads, shards, signal, nudged: Cell::default(), taken: Cell::default() })
 }
 
 impl Mailbox {
@@ -218,6 +220,17 @@ impl Mailbox {
         self.nudged.get() || !self.is_empty()
     }
 
+    fn counted<T>(&self, message: Option<T>) -> Option<T> {
+        self.taken.set(self.taken.get() + u64::from(message.is_some()));
+        message
+    }
+
+    /// Messages taken from the queues so far.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken.get()
+    }
+
     /// Messages waiting in the queues.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -232,11 +245,11 @@ impl Mailbox {
 
     /// The next message of a thread.
     pub fn from_threads(&self) -> Option<FromThread> {
-        self.threads.try_recv().ok()
+        self.counted(self.threads.try_recv().ok())
     }
 
     /// The next message of a shard.
     pub fn from_shards(&self) -> Option<FromShard> {
-        self.shards.try_recv().ok()
+        self.counted(self.shards.try_recv().ok())
     }
 }

@@ -13,6 +13,7 @@ mod memory;
 pub mod places;
 mod shard_loop;
 mod sockopt;
+pub mod trace;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -22,8 +23,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
+use crate::relay::counters::Counters;
 use crate::relay::ports::{CommitBatch, Sequence};
 use crate::relay::shard::SUBMISSIONS_MAX;
+use crate::relay::timings::Timings;
 use crate::relay::{Accept, Limits, Pages, Proxies, Setup, Shard, Tuning};
 use crate::store::{CommitSink, ReadersHandle, Store, WriterHandle};
 use backend::epoll::Epoll;
@@ -31,8 +34,8 @@ use backend::tokio_uring::TokioUring;
 use backend::{Backend, Choice};
 use bus::{Address, FromThread, HANDOVERS_MAX, LastWord, Mailbox};
 use places::Places;
-pub use shard_loop::Observe;
 use shard_loop::{Parts, ShardLoop};
+use trace::{Trace, Tracer};
 
 /// Why a relay does not start.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +114,9 @@ impl CommitSink for Address {
     }
 }
 
+/// Called with what a shard has counted and timed, a few times a second.
+pub type Observe = Box<dyn Fn(&Counters, &Timings) + Send>;
+
 /// What a relay runs with.
 pub struct Config {
     /// Where it listens; port 0 is chosen by the kernel.
@@ -145,6 +151,8 @@ pub struct Config {
     pub read: ReadersHandle,
     /// One a shard.
     pub observe: Vec<Observe>,
+    /// Where shards note their turns, if they do.
+    pub trace: Option<Trace>,
 }
 
 /// A relay that serves.
@@ -229,6 +237,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             submit: config.submit.clone(),
             read: config.read.clone(),
             observe,
+            tracer: config.trace.clone().map(|trace| Tracer::new(number, trace)),
         };
         let core = cores.get(number % cores.len().max(1)).copied();
         match spawn_shard::<B>(parts, socket, core) {

@@ -28,11 +28,10 @@ use super::bus::{Address, FromShard, FromThread, LastWord, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::places::{Place, Places};
-use super::{listener, memory, sockopt};
+use super::trace::Tracer;
+use super::{Observe, listener, memory, sockopt};
 use crate::nostr::Event;
-use crate::relay::counters::Counters;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
-use crate::relay::timings::Timings;
 use crate::relay::{
     Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard, Tuning,
 };
@@ -47,9 +46,6 @@ const TIMER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Cancelled queries that may wait for a reader beside as many that are wanted.
 const CANCELLED_SLICES_MAX: usize = 256;
-
-/// Called with what a shard has counted and timed, a few times a second.
-pub type Observe = Box<dyn Fn(&Counters, &Timings) + Send>;
 
 /// What a shard is made of, before its thread runs.
 pub struct Parts {
@@ -67,6 +63,7 @@ pub struct Parts {
     pub(super) submit: WriterHandle,
     pub(super) read: ReadersHandle,
     pub(super) observe: Observe,
+    pub(super) tracer: Option<Tracer>,
 }
 
 /// A write that was begun, and whose it is.
@@ -107,6 +104,7 @@ pub struct ShardLoop<B: Backend> {
     submit: WriterHandle,
     read: ReadersHandle,
     observe: Observe,
+    tracer: Option<Tracer>,
     pub(super) stopping: Cell<bool>,
     /// Other shards that may still ask this one.
     asking: Cell<usize>,
@@ -151,6 +149,7 @@ impl<B: Backend> ShardLoop<B> {
             submit: parts.submit,
             read: parts.read,
             observe: parts.observe,
+            tracer: parts.tracer,
             stopping: Cell::new(false),
             listener: RefCell::default(),
         });
@@ -179,6 +178,8 @@ impl<B: Backend> ShardLoop<B> {
             if shard.core.borrow().is_done() {
                 drop(last_word.take());
                 if shard.asking.get() == 0 {
+                    shard.has_waited.set(true);
+                    shard.begin_turn();
                     shard.observe();
                     return Ok(());
                 }
@@ -217,7 +218,11 @@ impl<B: Backend> ShardLoop<B> {
         if has_waited {
             let (now, us) = clock::now();
             self.now.set(now);
-            self.core.borrow_mut().begin_turn(us);
+            let mut core = self.core.borrow_mut();
+            core.begin_turn(us);
+            if let Some(tracer) = &self.tracer {
+                tracer.note(us, self.mailbox.taken(), core.counters());
+            }
         }
         has_waited
     }

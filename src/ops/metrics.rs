@@ -144,6 +144,7 @@ metrics! {
         events_failed: Counter "events" ("result", "rejected") ("reason", "failed"), "Events the store failed to take.";
         events_ephemeral: Counter "events" ("result", "accepted") ("reason", "ephemeral"), "Ephemeral events somebody heard.";
         events_mute: Counter "events" ("result", "rejected") ("reason", "mute"), "Ephemeral events nobody heard.";
+        events_verified: Counter "events_verified", "Events whose signature has been looked at.";
         reqs: Counter "reqs", "REQs taken.";
         subscriptions: Gauge "subscriptions", "Open subscriptions.";
         index_filters: Gauge "index_filters", "Filters of open subscriptions.";

@@ -20,6 +20,8 @@ pub struct Counters {
     /// Times a connection was not read because its replies or its events' queue were full.
     pub reads_paused: u64,
 
+    /// Events whose signature has been looked at, whatever it was.
+    pub events_verified: u64,
     /// Events answered `OK true ""`.
     pub events_stored: u64,
     /// Events that were there already.

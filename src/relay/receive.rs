@@ -321,6 +321,7 @@ impl Shard {
 
     fn verify_one(&mut self, key: ConnectionKey, candidate: Candidate, received_us: u64, now: Now) {
         let id = *candidate.event().view().id();
+        self.counters.events_verified += 1;
         let verified = if self.setup.verify {
             self.verifier.verify(candidate)
         } else {

@@ -21,3 +21,4 @@ mod nip01_more;
 mod nostr_sdk;
 mod submits;
 mod support;
+mod trace;

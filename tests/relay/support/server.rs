@@ -88,6 +88,12 @@ impl Launch {
         self.set("admin.listen", "127.0.0.1:0")
     }
 
+    /// A flag with its value.
+    pub fn flag(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.arguments.extend([name.into(), value.into()]);
+        self
+    }
+
     /// `--set key=value`.
     pub fn set(mut self, key: &str, value: impl std::fmt::Display) -> Self {
         self.arguments.extend(["--set".into(), format!("{key}={value}").into()]);
