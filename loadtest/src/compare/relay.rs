@@ -47,12 +47,16 @@ impl Running {
             .iter()
             .map(|word| known.fill(word))
             .collect::<anyhow::Result<Vec<_>>>()?;
+        let environment = relay.environment.iter();
+        let environment = environment
+            .map(|(name, value)| Ok((name, known.fill(value)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let log = File::create(data.path().join(LOG))?;
         let mut command = Command::new(&words[0]);
         command
             .args(&words[1..])
             .current_dir(data.path())
-            .envs(relay.environment.iter())
+            .envs(environment)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -55,7 +55,12 @@ struct State {
 
 /// Serves until the process ends; nobody joins its threads.
 pub fn start(fault: Fault) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    start_at(0, fault)
+}
+
+/// At a port that is free; 0 chooses one.
+pub fn start_at(port: u16, fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let address = listener.local_addr().unwrap();
     let state = Arc::new(Mutex::new(State {
         fault,
