@@ -256,6 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn a_seed_fixes_what_is_drawn_from_a_corpus() {
+        let line = |kind: u16, tags: &str| {
+            format!(
+                r#"{{"id":"","pubkey":"","sig":"","created_at":1,"kind":{kind},"tags":{tags},"content":"abc"}}"#
+            )
+        };
+        let lines = [line(1, r#"[["t","topic"]]"#), line(7, r#"[["p","00"]]"#), line(1, "[]")];
+        let json = |seed| -> Vec<String> {
+            let shapes = learn::shapes_of(lines.iter().map(String::as_str)).unwrap();
+            let mut generator = Generator::new(seed, 20, shapes, 1_800_000_000, 30).unwrap();
+            (0..30).map(|_| generator.next_event().json).collect()
+        };
+        assert_eq!(json(7), json(7));
+        assert_ne!(json(7), json(8));
+        let of_kind = |kind: &str| json(7).iter().filter(|event| event.contains(kind)).count();
+        assert!(of_kind("\"kind\":7,") > 3 && of_kind("\"kind\":1,") > 10);
+    }
+
+    #[test]
     fn every_event_is_valid_and_older_than_the_one_before() {
         let events = events(3, 60);
         events.iter().for_each(assert_valid);

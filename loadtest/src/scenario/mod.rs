@@ -554,6 +554,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn runs_share_a_file_without_overlap() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            common: Common,
+        }
+        let mut common = <Line as clap::Parser>::parse_from(["", "--runs", "3"]).common;
+        let event = |n| SignedEvent { id: [n; 32], json: String::new() };
+        let events: Vec<_> = (0..7).map(event).collect();
+        let mut seen = Vec::new();
+        for run in 0..3 {
+            common.run = run;
+            seen.extend(share(&events, &common).unwrap().iter().map(|event| event.id[0]));
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
+        assert!(share(&events[..2], &common).is_err());
+    }
+
+    #[test]
     fn dealing_is_in_turn() {
         assert_eq!(deal(0..5, 2), [vec![0, 2, 4], vec![1, 3]]);
         assert_eq!(deal(0..1, 3), [vec![0], vec![], vec![]]);
