@@ -166,6 +166,30 @@ fn a_plan_runs_everything_and_fails_if_one_run_does() {
 }
 
 #[test]
+fn an_event_is_answered_once() {
+    let events = events("answers", 300);
+    let arguments = format!("ingest --events {events} --closed-loop --check-ids 0");
+    let short = format!("{arguments} --in-flight 1000");
+    let address = relay::start(Fault::AnswersAllBut(100));
+    let run = generate(&format!("{short} --url ws://{address} --settle-ms 0 --timeout-s 1 --json"));
+    assert_caught(&run, "event_unanswered");
+    let kinds = run.report["oracle"]["kinds"].as_array().unwrap();
+    let counts: u64 = kinds.iter().map(|one| one["count"].as_u64().unwrap()).sum();
+    assert_eq!((run.violations(), counts), (vec!["event_unanswered"], 3));
+    assert_caught(&against(Fault::AnswersAgain(100), &arguments), "event_answered_twice");
+}
+
+#[test]
+fn a_relay_that_refuses_to_count_is_told_from_one_that_counts() {
+    let events = events("refusal", 50);
+    let arguments = format!("count --events {events} --shape author --count 30 --rate 200");
+    let run = against(Fault::RefusesToCount, &arguments);
+    assert_eq!((run.status, &run.report["operations"]), (0, &Value::from(0)), "{}", run.report);
+    let refused = &run.report["detail"]["refused"];
+    assert_eq!(refused["unsupported: no counting here"], 30, "{refused}");
+}
+
+#[test]
 fn an_event_in_a_thousand_that_is_not_stored_is_missed() {
     let events = events("not-stored", EVENTS);
     let run =

@@ -16,6 +16,12 @@ pub enum Fault {
     StoresAllBut(usize),
     /// Every nth event is acknowledged and stored, and not delivered.
     DeliversAllBut(usize),
+    /// Every nth event is stored and delivered, and not answered.
+    AnswersAllBut(usize),
+    /// Every nth event is answered twice.
+    AnswersAgain(usize),
+    /// COUNT is refused, as NIP-45 permits.
+    RefusesToCount,
     /// Every nth delivery comes twice.
     Repeats(usize),
     /// Acknowledges what it has in memory only; dies when it has as many events as this, and starts again.
@@ -102,6 +108,9 @@ fn serve(state: &Mutex<State>, number: usize, socket: TcpStream) {
         match request[0].as_str().unwrap() {
             "EVENT" => state.publish(&request[1], &writer),
             "REQ" => state.subscribe(number, &request, &writer),
+            "COUNT" if state.fault == Fault::RefusesToCount => {
+                say(&writer, &json!(["CLOSED", request[1], "unsupported: no counting here"]));
+            }
             "COUNT" => {
                 let count = state.stored.iter().filter(|one| matches(&request[2], one)).count();
                 say(&writer, &json!(["COUNT", request[1], {"count": count}]));
@@ -131,7 +140,12 @@ impl State {
         if !matches!(self.fault, Fault::StoresAllBut(n) if every(n)) {
             self.stored.push(event.clone());
         }
-        say(writer, &json!(["OK", event["id"], true, ""]));
+        let answers = match self.fault {
+            Fault::AnswersAllBut(n) if every(n) => 0,
+            Fault::AnswersAgain(n) if every(n) => 2,
+            _ => 1,
+        };
+        (0..answers).for_each(|_| say(writer, &json!(["OK", event["id"], true, ""])));
         if !matches!(self.fault, Fault::DeliversAllBut(n) if every(n)) {
             self.deliver(event);
         }
