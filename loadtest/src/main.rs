@@ -39,12 +39,13 @@ use std::process::ExitCode;
 
 /// Puts load on a Nostr relay and tells what it did and what it cost.
 ///
-/// Prints one JSON object a run on stdout (loadtest/REPORT.md says what is in it) and a few lines for a person on
-/// stderr. Exits with 0 if the relay kept every promise, 1 if it broke one (see "oracle"), 2 if nothing could be
-/// measured.
+/// Prints one JSON object a run on stdout (loadtest/REPORT.md says what is in it) and a few
+/// lines for a person on stderr. Exits with 0 if the relay kept every promise, 1 if it broke
+/// one (see "oracle"), 2 if nothing could be measured.
 ///
-/// Operations are due on a schedule whatever the relay does, and their latency counts from then: an open loop.
-/// --closed-loop waits for answers instead, which measures what the relay takes at most, and hides its stalls.
+/// Operations are due on a schedule whatever the relay does, and their latency counts from
+/// then: an open loop. --closed-loop waits for answers instead, which measures what the relay
+/// takes at most, and hides its stalls.
 ///
 /// A relay on CPU 0 and the generator on CPU 1:
 ///
@@ -121,7 +122,7 @@ enum Command {
     SlowReaders(DeafArgs),
     /// Measures whether memory and open files stay flat under the mixed load, for long
     #[command(
-        after_help = "Example: rheostr-loadtest soak --duration-s 600 --rate 300 --pid $(pidof rheostr)"
+        after_help = scenario::soak::HELP
     )]
     Soak(SoakArgs),
     /// Measures a file's events at their own pace, or a multiple of it

@@ -37,6 +37,14 @@ pub struct SoakArgs {
 
 super::scenario!(SoakArgs, "soak", mix.crowd.common, run);
 
+/// The end of `soak --help`.
+pub const HELP: &str = "\
+Flat means: of the samples (one a second) after the first fifth of the run, or --warm-up-s if that is
+longer, the median of the last quarter is above that of the first quarter by no more than a tenth and
+8 MiB (anonymous memory) and by no more than 4 (open files).
+
+Example: rheostr-loadtest soak --duration-s 600 --rate 300 --pid $(pidof rheostr)";
+
 /// The relay's state at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Point {
