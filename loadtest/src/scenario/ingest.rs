@@ -3,7 +3,7 @@
 //! In the open loop each event has its time (`--rate`). In the closed loop (`--closed-loop`) each connection keeps
 //! `--in-flight` events unanswered: the rate is the relay's own, and latency is that of a full window.
 
-use super::mix::{Ledger, Load, Ran};
+use super::mix::{Ledger, LiveFilter, Load, Ran};
 use super::schedule::{Arrivals, Pace};
 use super::stored::{self, CheckArgs, Checked};
 use super::{Common, share};
@@ -62,6 +62,7 @@ pub fn run(args: &IngestArgs) -> anyhow::Result<Outcome> {
         publish_pace: &pace,
         questions: None,
         followers: 0,
+        live_filter: LiveFilter::Limit,
         any_order: false,
     };
     let mut ran = load.run(&args.common, &target)?;

@@ -4,7 +4,7 @@
 //! delivered is what a naive evaluation of NIP-01's filters says, and not simply everything.
 
 use super::corpus::{Corpus, Shape};
-use super::mix::{Ledger, Load, Questions, Ran, Verb};
+use super::mix::{Ledger, LiveFilter, Load, Questions, Ran, Verb};
 use super::schedule::{Arrivals, Pace};
 use super::stored::{self, CheckArgs, Checked};
 use super::{Common, extend};
@@ -52,6 +52,8 @@ pub struct CrowdArgs {
     /// How many different filters they have
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub filters: u32,
+    #[arg(long, value_enum, default_value_t = LiveFilter::Limit)]
+    pub live_filter: LiveFilter,
     /// Count deliveries out of order, but do not call them violations
     #[arg(long)]
     pub any_order: bool,
@@ -206,6 +208,7 @@ impl Show<'_> {
             publish_pace: pace,
             questions,
             followers: args.followers as usize,
+            live_filter: args.live_filter,
             any_order: args.any_order,
         };
         let target = args.common.prepare(load.connections())?;

@@ -7,7 +7,7 @@
 
 use super::Common;
 use super::corpus::{Corpus, Shape};
-use super::mix::{Ledger, Load, Questions, Ran, Verb};
+use super::mix::{Ledger, LiveFilter, Load, Questions, Ran, Verb};
 use super::schedule::{Arrivals, Pace};
 use crate::events::{self, IdIndex, Random};
 use crate::report::{Outcome, per_second, round};
@@ -103,6 +103,7 @@ fn ask(args: &AskArgs, verb: Verb, limit: Option<usize>) -> anyhow::Result<Outco
         publish_pace: &Pace::Closed { in_flight_max: 0 },
         questions: Some(&questions),
         followers: 0,
+        live_filter: LiveFilter::Limit,
         any_order: false,
     };
     let ran = load.run(&args.common, &target)?;

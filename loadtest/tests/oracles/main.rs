@@ -217,6 +217,12 @@ fn an_event_in_a_thousand_that_is_not_delivered_is_missed() {
 }
 
 #[test]
+fn a_delivery_that_says_something_else_is_noticed() {
+    let run = against(Fault::Alters(50), "fanout --events 100 --subscribers 1 --closed-loop");
+    assert_caught(&run, "delivery_altered");
+}
+
+#[test]
 fn a_delivery_that_comes_twice_is_noticed() {
     let run = against(Fault::Repeats(1000), "fanout --events 400 --subscribers 3 --closed-loop");
     assert_caught(&run, "delivery_twice");

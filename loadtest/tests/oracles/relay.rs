@@ -22,6 +22,8 @@ pub enum Fault {
     AnswersAgain(usize),
     /// COUNT is refused, as NIP-45 permits.
     RefusesToCount,
+    /// Every nth delivery has another content.
+    Alters(usize),
     /// Every nth delivery comes twice.
     Repeats(usize),
     /// Acknowledges what it has in memory only; dies when it has as many events as this, and starts again.
@@ -157,6 +159,10 @@ impl State {
     fn deliver(&mut self, event: &Value) {
         for one in self.subscriptions.iter().filter(|one| matches(&one.filter, event)) {
             self.deliveries += 1;
+            let mut event = event.clone();
+            if matches!(self.fault, Fault::Alters(n) if self.deliveries.is_multiple_of(n)) {
+                event["content"] = json!("something else");
+            }
             say(&one.writer, &json!(["EVENT", one.name, event]));
             if matches!(self.fault, Fault::Repeats(n) if self.deliveries.is_multiple_of(n)) {
                 say(&one.writer, &json!(["EVENT", one.name, event]));

@@ -1,9 +1,9 @@
 //! Subscribers that never read while the fan-out runs.
 
-use super::Subscriber;
+use crate::client::inquiry::Answer;
 use crate::client::{Connection, RelayMessage, Target, message};
 use crate::server::{Sample, SocketMemory};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::thread;
@@ -46,10 +46,10 @@ impl Deaf {
         let before = (sample(pid), SocketMemory::take());
         let target = Target { receive_bytes: Some(RECEIVE_BYTES), ..target.clone() };
         let open = |number: usize| -> anyhow::Result<Connection> {
-            let connection = Connection::open(&target, number)?;
-            let mut subscriber = Subscriber::new(number, connection, 0);
-            subscriber.subscribe(filter, target.connect_timeout)?;
-            subscriber.connection.context("it is open")
+            let mut connection = Connection::open(&target, number)?;
+            let answer = connection.inquire("live", filter, target.connect_timeout)?;
+            ensure!(answer == Answer::default(), "not just EOSE: {answer:?}");
+            Ok(connection)
         };
         let connections = (0..count as usize)
             .map(|number| open(number).with_context(|| format!("deaf subscriber {number}")))

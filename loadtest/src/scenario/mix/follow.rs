@@ -3,10 +3,13 @@
 use super::hub::{Hub, Line, unexpected};
 use super::ledger::{Audience, Ledger, Verdict};
 use crate::client::poller::Ready;
-use crate::client::{Connection, Id, RelayMessage};
+use crate::client::{Connection, Id, RelayMessage, message};
 use crate::report::{Latency, Violations};
 use crate::scenario::Clock;
+use serde_json::Value;
 
+/// The first follower keeps this many deliveries as they came, to be compared with what was published.
+const KEPT_DELIVERIES_MAX: usize = 1000;
 /// The name of every follower's subscription.
 pub const SUBSCRIPTION: &str = "live";
 
@@ -62,10 +65,13 @@ struct Book {
     /// One bit an event.
     seen: Vec<u64>,
     received: u64,
+    /// The position that comes next if all do: it spares the index.
+    expected: usize,
     /// By publisher: its next event that is in order.
     next: Vec<usize>,
     out_of_order: u64,
     closed: Option<String>,
+    kept: Vec<(usize, Vec<u8>)>,
 }
 
 impl<'a> Follow<'a> {
@@ -100,10 +106,11 @@ impl<'a> Follow<'a> {
     pub fn serve(&mut self, at: usize, hub: &mut Hub, ready: Ready, clock: Clock) {
         let Lane { line, book } = &mut self.lanes[at];
         let (ledger, followed) = (self.ledger, &mut self.followed);
-        line.serve(hub, ready, clock, |message, _, now, violations| match message {
+        line.serve(hub, ready, clock, |message, text, now, violations| match message {
             RelayMessage::Event { subscription, id } if subscription == SUBSCRIPTION => {
                 followed.received += 1;
                 if let Some(position) = book.on_event(&id, ledger, violations) {
+                    book.keep(position, text);
                     let from = ledger.start_ns(position);
                     if clock.is_measured(from) {
                         followed.latency.record(now, now.saturating_sub(from));
@@ -139,9 +146,17 @@ impl Book {
             audience: number % ledger.audiences.len(),
             seen: vec![0; ledger.events.len().div_ceil(64)],
             received: 0,
+            expected: 0,
             next: vec![0; ledger.publishers],
             out_of_order: 0,
             closed: None,
+            kept: Vec::new(),
+        }
+    }
+
+    fn keep(&mut self, position: usize, text: &[u8]) {
+        if self.number == 0 && self.kept.len() < KEPT_DELIVERIES_MAX {
+            self.kept.push((position, text.to_vec()));
         }
     }
 
@@ -154,7 +169,9 @@ impl Book {
     ) -> Option<usize> {
         let number = self.number;
         let hex = || format!("follower {number}: event {}", faster_hex::hex_string(id));
-        let Some(position) = ledger.position(id) else {
+        let expected = ledger.events.get(self.expected).is_some_and(|event| event.id == *id);
+        let known = if expected { Some(self.expected) } else { ledger.position(id) };
+        let Some(position) = known else {
             violations.add("delivery_of_foreign_event", hex);
             return None;
         };
@@ -171,6 +188,7 @@ impl Book {
             violations.add("delivery_before_publishing", hex);
             return None;
         }
+        self.expected = position + 1;
         self.seen[word] |= bit;
         self.received += 1;
         let index = position / ledger.publishers;
@@ -192,6 +210,14 @@ impl Book {
             if is_missing(&position) {
                 missing += 1;
                 first = first.or(Some(position));
+            }
+        }
+        for (position, text) in &self.kept {
+            let delivered = message::event_json(text)
+                .and_then(|json| serde_json::from_slice::<Value>(json).ok());
+            let published = serde_json::from_str::<Value>(&ledger.events[*position].json).ok();
+            if delivered.is_none() || delivered != published {
+                violations.add("delivery_altered", || String::from_utf8_lossy(text).into_owned());
             }
         }
         followed.deliveries += self.received;

@@ -14,22 +14,48 @@ pub use follow::Followed;
 #[cfg(test)]
 pub use ledger::Audience;
 pub use ledger::Ledger;
-pub use publish::{Published, Verdicts, frames};
+pub use publish::Published;
 
 use super::schedule::Pace;
 use super::{Clock, Common, Notices, POLL_MS_MAX, Window, Worker, connect, deal, measure};
+use crate::client::inquiry::Answer;
 use crate::client::poller::Ready;
 use crate::client::{Connection, Poller, Target};
+use crate::events::generate::unix_now;
 use crate::report::Violations;
 use anyhow::{Context, ensure};
 use ask::Ask;
+use clap::ValueEnum;
 use follow::Follow;
 use hub::Hub;
 use publish::Publish;
+use serde::Serialize;
+use serde_json::Value;
 use std::time::Duration;
 
 /// After the window followers are read for this long: a delivery too many would arrive now.
 const DRAIN: Duration = Duration::from_millis(200);
+
+/// How a filter says "nothing stored, please".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LiveFilter {
+    /// `"limit":0`, NIP-01's way
+    Limit,
+    /// `"since":now`, for relays where `limit:0` never goes live
+    Since,
+}
+
+impl LiveFilter {
+    pub fn of(self, filter: &Value) -> Value {
+        let mut live = filter.clone();
+        match self {
+            Self::Limit => live["limit"] = 0.into(),
+            Self::Since => live["since"] = unix_now().into(),
+        }
+        live
+    }
+}
 
 /// What a run consists of.
 pub struct Load<'a> {
@@ -38,6 +64,7 @@ pub struct Load<'a> {
     pub questions: Option<&'a Questions<'a>>,
     /// Each follows one of the ledger's audiences, in turn.
     pub followers: usize,
+    pub live_filter: LiveFilter,
     /// Deliveries out of order are counted, but no violations.
     pub any_order: bool,
 }
@@ -76,10 +103,15 @@ impl Load<'_> {
         let askers = connections.split_off(self.ledger.publishers);
         self.subscribe(&mut followers, target.connect_timeout)?;
         let threads = usize::from(common.threads);
-        let hands = [connections, askers, followers]
-            .map(|all| deal(all.into_iter().enumerate(), threads).into_iter());
-        let [publishers, askers, followers] = hands;
-        let mut workers = publishers
+        // One publisher has the first of several threads to itself.
+        let apart = usize::from(self.ledger.publishers == 1 && threads > 1);
+        let hand = |all: Vec<Connection>, apart: usize| {
+            let hands = deal(all.into_iter().enumerate(), threads - apart);
+            (0..apart).map(|_| Vec::new()).chain(hands).collect::<Vec<_>>()
+        };
+        let (askers, followers) = (hand(askers, apart), hand(followers, apart));
+        let mut workers = hand(connections, 0)
+            .into_iter()
             .zip(askers)
             .zip(followers)
             .map(|((publishers, askers), followers)| {
@@ -106,20 +138,12 @@ impl Load<'_> {
         let audiences = self.ledger.audiences.iter().cycle();
         for (number, (follower, audience)) in followers.iter_mut().zip(audiences).enumerate() {
             let answer = follower
-                .inquire(follow::SUBSCRIPTION, &live(&audience.filter), timeout)
+                .inquire(follow::SUBSCRIPTION, &self.live_filter.of(&audience.filter), timeout)
                 .with_context(|| format!("follower {number}"))?;
-            ensure!(answer.closed.is_none(), "follower {number}: {:?}", answer.closed);
-            ensure!(answer.events.is_empty(), "follower {number}: stored events to \"limit\":0");
+            ensure!(answer == Answer::default(), "follower {number}: not just EOSE: {answer:?}");
         }
         Ok(())
     }
-}
-
-/// NIP-01's way to say "nothing stored, please".
-fn live(filter: &serde_json::Value) -> serde_json::Value {
-    let mut live = filter.clone();
-    live["limit"] = 0.into();
-    live
 }
 
 struct MixWorker<'a> {

@@ -229,7 +229,7 @@ impl<'a> Publish<'a> {
 }
 
 /// `["EVENT",…]` frames, masked.
-pub fn frames<'a>(events: impl Iterator<Item = &'a SignedEvent>) -> FrameArena {
+fn frames<'a>(events: impl Iterator<Item = &'a SignedEvent>) -> FrameArena {
     let mut random = Random::new(0);
     let mut arena = FrameArena::default();
     for event in events {
