@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rheostr::driver::backend::Choice;
 use rheostr::driver::places::Places;
+use rheostr::driver::record::Recording;
 use rheostr::driver::{self, Mesh};
 use rheostr::nostr::Event;
 use rheostr::nostr::event::{Fields, Kind};
@@ -112,7 +113,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
         last_sequence: 0,
         submit: writer.handle(),
         read: readers.handle(),
-        trace: None,
+        recording: Recording::default(),
         observe: vec![Box::new(move |counters, _| {
             sent[0].store(counters.frames_out, Ordering::Relaxed);
             sent[1].store(counters.batches_out, Ordering::Relaxed);

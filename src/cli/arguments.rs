@@ -106,6 +106,9 @@ pub struct RelayArguments {
     /// Write what each shard did in each of its turns as CSV, for measurements
     #[arg(long, value_name = "FILE")]
     pub trace_ticks: Option<PathBuf>,
+    /// Write every message of clients as JSON lines, with its time and connection, to be replayed
+    #[arg(long, value_name = "FILE")]
+    pub capture: Option<PathBuf>,
 }
 
 /// For `import`.

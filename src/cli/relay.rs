@@ -6,7 +6,8 @@
 //! exit 0 ◀─ ops, readers, writer end ◀─ shards drain, close 1001 ◀──┘ (a second one exits at once)
 //! ```
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::path::Path;
 use std::process;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,9 @@ use super::read::store_options;
 use crate::config::memory::memory_bound;
 use crate::config::{Backend, Config};
 use crate::driver::backend::Choice;
+use crate::driver::capture::{self, CaptureThread};
 use crate::driver::places::Places;
+use crate::driver::record::Recording;
 use crate::driver::trace::{self, TraceThread};
 use crate::driver::{self, Mesh, Observe};
 use crate::nostr::nip11;
@@ -89,6 +92,7 @@ struct Relay {
     readers: Readers,
     ops: Ops,
     trace: Option<TraceThread>,
+    capture: Option<CaptureThread>,
 }
 
 impl Relay {
@@ -126,14 +130,9 @@ impl Relay {
         let shard_times: Vec<Arc<ShardTimes>> = (0..count).map(|_| Arc::default()).collect();
         let observe = shard_metrics.iter().cloned().zip(shard_times.iter().cloned());
         let observe = observe.map(|(metrics, times)| observe_shard(metrics, times)).collect();
-        let (trace, trace_thread) = match &arguments.trace_ticks {
-            None => (None, None),
-            Some(path) => {
-                let opened = trace::open(path)
-                    .map_err(|source| Failure::File { path: path.clone(), source })?;
-                (Some(opened.0), Some(opened.1))
-            }
-        };
+        let (trace, trace_thread) = opened(arguments.trace_ticks.as_deref(), trace::open)?;
+        let (capture, capture_thread) = opened(arguments.capture.as_deref(), capture::open)?;
+        let recording = Recording { trace, capture };
         let places = Places::new(config.limits.connections_per_ip_max);
         let shards = driver::start(driver::Config {
             listen: config.listen,
@@ -152,7 +151,7 @@ impl Relay {
             submit: writer.handle(),
             read: readers.handle(),
             observe,
-            trace,
+            recording,
         })
         .map_err(|error| Failure::Failed(error.to_string()))?;
 
@@ -185,7 +184,7 @@ impl Relay {
         let ops = listeners
             .start(running, metrics, store, writes)
             .map_err(|error| Failure::Failed(error.to_string()))?;
-        Ok(Self { shards, writer, readers, ops, trace: trace_thread })
+        Ok(Self { shards, writer, readers, ops, trace: trace_thread, capture: capture_thread })
     }
 
     /// Says that clients are accepted.
@@ -193,7 +192,7 @@ impl Relay {
         self.ops.set_ready(true);
         let driver::Running { address, backend, .. } = &self.shards;
         let (shards, data) = (config.shard_count(), config.data.display());
-        let mut stdout = std::io::stdout().lock();
+        let mut stdout = io::stdout().lock();
         let written = writeln!(
             stdout,
             "rheostr ready ws://{address} shards={shards} backend={backend} data={data}"
@@ -228,6 +227,9 @@ impl Relay {
             self.shards.join();
             if let Some(Err(error)) = self.trace.map(TraceThread::join) {
                 tracing::error!(%error, "the trace is not complete");
+            }
+            if let Some(Err(error)) = self.capture.map(CaptureThread::join) {
+                tracing::error!(%error, "the capture is not complete");
             }
             self.writer.close();
             self.readers.close();
@@ -269,6 +271,16 @@ fn observe_shard(metrics: Arc<ShardMetrics>, times: Arc<ShardTimes>) -> Observe 
         metrics.publish(counters);
         times.publish(timings);
     })
+}
+
+/// What is written to a file of the operator's choice, and its thread.
+fn opened<T, U>(
+    path: Option<&Path>,
+    open: impl FnOnce(&Path) -> io::Result<(T, U)>,
+) -> Result<(Option<T>, Option<U>), Failure> {
+    let Some(path) = path else { return Ok((None, None)) };
+    let opened = open(path).map_err(|source| Failure::File { path: path.into(), source })?;
+    Ok((Some(opened.0), Some(opened.1)))
 }
 
 /// How much one slice of a stored query may do.

@@ -6,11 +6,13 @@
 pub mod backend;
 mod batches;
 pub mod bus;
+pub mod capture;
 pub mod clock;
 mod connection;
 mod listener;
 mod memory;
 pub mod places;
+pub mod record;
 mod shard_loop;
 mod sockopt;
 pub mod trace;
@@ -34,8 +36,8 @@ use backend::tokio_uring::TokioUring;
 use backend::{Backend, Choice};
 use bus::{Address, FromThread, HANDOVERS_MAX, LastWord, Mailbox};
 use places::Places;
+use record::Recording;
 use shard_loop::{Parts, ShardLoop};
-use trace::{Trace, Tracer};
 
 /// Why a relay does not start.
 #[derive(Debug, thiserror::Error)]
@@ -151,8 +153,8 @@ pub struct Config {
     pub read: ReadersHandle,
     /// One a shard.
     pub observe: Vec<Observe>,
-    /// Where shards note their turns, if they do.
-    pub trace: Option<Trace>,
+    /// What is recorded, and where.
+    pub recording: Recording,
 }
 
 /// A relay that serves.
@@ -222,8 +224,12 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             proxies: config.proxies.clone(),
             hash_seed: RandomState::new().hash_one(number),
         };
+        let captures = config.recording.capture.is_some();
         let parts = Parts {
-            core: Box::new(move || Shard::new(setup).from_sequence(config.last_sequence)),
+            core: Box::new(move || {
+                let core = Shard::new(setup).from_sequence(config.last_sequence);
+                if captures { core.capturing() } else { core }
+            }),
             number,
             tuning: config.tuning,
             mailbox,
@@ -237,7 +243,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             submit: config.submit.clone(),
             read: config.read.clone(),
             observe,
-            tracer: config.trace.clone().map(|trace| Tracer::new(number, trace)),
+            recorder: config.recording.of_shard(number),
         };
         let core = cores.get(number % cores.len().max(1)).copied();
         match spawn_shard::<B>(parts, socket, core) {

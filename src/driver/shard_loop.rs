@@ -28,7 +28,7 @@ use super::bus::{Address, FromShard, FromThread, LastWord, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::places::{Place, Places};
-use super::trace::Tracer;
+use super::record::Recorder;
 use super::{Observe, listener, memory, sockopt};
 use crate::nostr::Event;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
@@ -63,7 +63,7 @@ pub struct Parts {
     pub(super) submit: WriterHandle,
     pub(super) read: ReadersHandle,
     pub(super) observe: Observe,
-    pub(super) tracer: Option<Tracer>,
+    pub(super) recorder: Option<Recorder>,
 }
 
 /// A write that was begun, and whose it is.
@@ -104,7 +104,7 @@ pub struct ShardLoop<B: Backend> {
     submit: WriterHandle,
     read: ReadersHandle,
     observe: Observe,
-    tracer: Option<Tracer>,
+    recorder: Option<Recorder>,
     pub(super) stopping: Cell<bool>,
     /// Other shards that may still ask this one.
     asking: Cell<usize>,
@@ -149,7 +149,7 @@ impl<B: Backend> ShardLoop<B> {
             submit: parts.submit,
             read: parts.read,
             observe: parts.observe,
-            tracer: parts.tracer,
+            recorder: parts.recorder,
             stopping: Cell::new(false),
             listener: RefCell::default(),
         });
@@ -220,8 +220,8 @@ impl<B: Backend> ShardLoop<B> {
             self.now.set(now);
             let mut core = self.core.borrow_mut();
             core.begin_turn(us);
-            if let Some(tracer) = &self.tracer {
-                tracer.note(us, self.mailbox.taken(), core.counters());
+            if let Some(recorder) = &self.recorder {
+                recorder.note(us, self.mailbox.taken(), &mut core);
             }
         }
         has_waited

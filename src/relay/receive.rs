@@ -176,6 +176,9 @@ impl Shard {
                 Ok(Some(Item::Text(text))) => {
                     self.counters.messages_in += 1;
                     session.replies_owed += 1;
+                    if let Some(captured) = &mut self.captured {
+                        captured.note(key, text);
+                    }
                     let message = self.reader.read(text, bounds);
                     self.handle_message(key, message, now);
                 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::admission::{Arrival, Standing};
+use super::capture::Captured;
 use super::client::Proxies;
 use super::counters::Counters;
 use super::limits::Limits;
@@ -200,6 +201,8 @@ pub struct Shard {
     pub(super) tide: Tide,
     /// Scratch of one match.
     pub(super) matched: Vec<u32>,
+    /// What clients said in this turn, if anybody wants to know.
+    pub(super) captured: Option<Captured>,
 }
 
 impl Shard {
@@ -229,6 +232,7 @@ impl Shard {
             live_bytes: LiveBytes::default(),
             tide: Tide::default(),
             matched: Vec::new(),
+            captured: None,
         }
     }
 
@@ -236,6 +240,17 @@ impl Shard {
     #[must_use]
     pub fn from_sequence(self, last_sequence: Sequence) -> Self {
         Self { last_sequence, ..self }
+    }
+
+    /// Keeps what clients say from now on, for [`Shard::take_captured`].
+    #[must_use]
+    pub fn capturing(self) -> Self {
+        Self { captured: Some(Captured::default()), ..self }
+    }
+
+    /// What clients have said since this was last asked.
+    pub fn take_captured(&mut self) -> Captured {
+        self.captured.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// What has been counted, gauges included.

@@ -8,6 +8,7 @@
 mod accept_balance;
 mod addresses;
 mod bad_input;
+mod capture;
 mod corpus;
 mod crash;
 mod deflate;
