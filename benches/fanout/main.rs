@@ -5,8 +5,8 @@
 //! The sending threads run on the first core, the thread that starts the rounds and drains the sockets on
 //! the second. Samples of the contenders are taken in turn; ratios are of samples taken in the same turn,
 //! and their median is shown. Measured is the CPU time of the sending thread, waking up for each round
-//! included. The first rounds of a turn are not measured: they find the caches as another contender left
-//! them, which after a write a frame made them dearer by a third. On loopback the sender's CPU pays for the
+//! included. The first half of a turn is not measured: it finds the caches as another contender left them,
+//! which after a write a frame made it dearer by a third. On loopback the sender's CPU pays for the
 //! receiving side of TCP too.
 
 mod clients;
@@ -71,9 +71,8 @@ impl Contender {
     /// CPU nanoseconds a delivered frame over `rounds` rounds.
     fn sample(&mut self, frames: usize, rounds: usize, pace: Duration) -> f64 {
         let mut start = self.clock.ns();
-        let warm = rounds / 2;
-        for round in 0..warm + rounds {
-            if round == warm {
+        for round in 0..2 * rounds {
+            if round == rounds {
                 sleep(SETTLE);
                 start = self.clock.ns();
             }
@@ -173,6 +172,9 @@ fn main() {
         relays.push(relay);
         contenders.push(contender);
     }
+    // Last, since it disturbs the most.
+    let each_frame = contenders.iter().position(|contender| contender.name == raw::EACH_FRAME);
+    contenders[each_frame.expect("a floor")..].rotate_left(1);
     let mut named = std::env::args().skip_while(|argument| argument != "--only").skip(1);
     if let Some(name) = named.next() {
         contenders.retain(|contender| name.split('|').any(|name| name == contender.name));

@@ -30,7 +30,10 @@ pub enum How {
     EachFrame,
 }
 
-/// The three floors share a thread and its sockets.
+/// The name of what batching is measured against.
+pub const EACH_FRAME: &str = "a write a frame";
+
+/// The floors share a thread and its sockets.
 pub fn contenders() -> Vec<Contender> {
     let (servers, clients) = pairs(SUBSCRIBERS);
     let clients = Rc::new(RefCell::new(Clients::new(clients)));
@@ -54,7 +57,7 @@ pub fn contenders() -> Vec<Contender> {
         contender("raw ring, copied", How::Copied),
         contender("raw ring, chained", How::Chained),
         contender("raw ring, prebuilt", How::Prebuilt),
-        contender("a write a frame", How::EachFrame),
+        contender(EACH_FRAME, How::EachFrame),
     ]
 }
 
