@@ -166,6 +166,8 @@ impl<B: Backend> ShardLoop<B> {
                 let more = shard.tick();
                 if B::WRITES_AT_ONCE {
                     shard.end_writes();
+                    // No tick need follow, and the end of a write may be the end of its connection.
+                    shard.act();
                 }
                 if !more && !shard.has_begun_writes() {
                     break;

@@ -28,6 +28,7 @@ macro_rules! on_every_backend {
 mod bombs;
 mod broken_off;
 mod deaf;
+mod ends;
 mod flood;
 mod half_closed;
 mod pings;
