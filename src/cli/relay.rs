@@ -40,7 +40,10 @@ use crate::store::{Readers, SliceBudget, Store, Writer, WriterOptions};
 
 /// Slices waiting for a reader; a shard waits for room.
 const READER_QUEUE_JOBS_MAX: usize = 1_024;
-/// How long after the drain's own deadline the shards may take to end.
+/// Stages of a connection's end that `limits.drain_ms_max` bounds, each anew: what is owed to it, its close
+/// frame, and its peer's own end.
+const DRAIN_STAGES: u32 = 3;
+/// How long after those deadlines the shards may take to end.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// How often the shards are looked after.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -237,7 +240,8 @@ impl Relay {
             // The receiver is gone only when the process ends at once.
             let _ = done.send(());
         })?;
-        let deadline = Duration::from_millis(config.limits.drain_ms_max.into()) + STOP_WAIT;
+        let drain = Duration::from_millis(config.limits.drain_ms_max.into());
+        let deadline = DRAIN_STAGES * drain + STOP_WAIT;
         tokio::select! {
             name = signals.next() => {
                 tracing::warn!(signal = name, "second signal: exiting at once");
