@@ -8,10 +8,12 @@ mod relay;
 use relay::Fault;
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 const PORT: &str = "RHEOSTR_TEST_PORT";
 const FAULT: &str = "RHEOSTR_TEST_FAULT";
+const FILE: &str = "RHEOSTR_TEST_FILE";
 
 /// The process that the comparison starts.
 #[test]
@@ -22,6 +24,8 @@ fn serve() {
         "repeats" => Fault::Repeats(100),
         _ => Fault::Nothing,
     };
+    // Its working directory is another than the comparison's.
+    assert!(fs::exists(std::env::var(FILE).unwrap()).unwrap());
     relay::start_at(port.parse().unwrap(), fault);
     loop {
         std::thread::park();
@@ -29,13 +33,12 @@ fn serve() {
 }
 
 fn plan() -> String {
-    let this = std::env::current_exe().unwrap();
     let relay = |name: &str, fault: &str| {
         format!(
             "[[relay]]\nname = \"{name}\"\ndurability = \"none\"\n\
-             command = ['{}', \"--exact\", \"serve\", \"--ignored\", \"--nocapture\"]\n\
-             environment = {{ {PORT} = \"{{port}}\", {FAULT} = \"{fault}\" }}\n",
-            this.display()
+             command = [\"{{relay}}\", \"--exact\", \"serve\", \"--ignored\", \"--nocapture\"]\n\
+             environment = {{ {PORT} = \"{{port}}\", {FAULT} = \"{fault}\", {FILE} = \"{{data}}/a/b\" }}\n\
+             files = {{ \"a/b\" = \"\" }}\n"
         )
     };
     let head = "rounds = 2\nevents = 200\nserver_cpus = [0]\ngenerator_cpus = [0]\n";
@@ -54,11 +57,12 @@ fn relays_take_turns_and_one_that_breaks_a_promise_is_named_and_not_counted() {
     let path = |name: &str| scratch.path().join(name);
     fs::write(path("plan.toml"), plan()).unwrap();
     fs::create_dir(path("data")).unwrap();
+    symlink(std::env::current_exe().unwrap(), path("relay")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_rheostr-loadtest"))
         .arg("compare")
         .arg(path("plan.toml"))
-        .arg("--data-root")
-        .arg(path("data"))
+        .current_dir(scratch.path())
+        .args(["--data-root", "data", "--set", "relay=relay"])
         .arg("--out")
         .arg(path("out"))
         .arg("--html")

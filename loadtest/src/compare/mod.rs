@@ -46,9 +46,9 @@ pub struct CompareArgs {
     /// Only these relays; the first is what the others are compared with
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub relay: Vec<String>,
-    /// Only runs whose name contains this, and those they continue
+    /// Only runs whose name contains this or another such text, and those they continue
     #[arg(long, value_name = "TEXT")]
-    pub run: Option<String>,
+    pub run: Vec<String>,
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
     /// Events of the generated file
@@ -163,7 +163,9 @@ fn plan(args: &CompareArgs, known: &mut Known) -> anyhow::Result<Plan> {
     }
     for pair in &args.variables {
         let (name, value) = pair.split_once('=').context("--set NAME=VALUE")?;
-        known.set(name, value);
+        // A relay runs in a directory of its own, where a relative path would lead elsewhere.
+        let path = Path::new(value).canonicalize().ok();
+        known.set(name, path.map_or_else(|| value.to_owned(), |path| path.display().to_string()));
     }
     plan.rounds = args.rounds.unwrap_or(plan.rounds);
     plan.events = args.events.unwrap_or(plan.events);
@@ -183,14 +185,15 @@ fn plan(args: &CompareArgs, known: &mut Known) -> anyhow::Result<Plan> {
             plan.relay.push(found.clone());
         }
     }
-    if let Some(text) = &args.run {
+    if !args.run.is_empty() {
+        let wanted = |run: &&Run| args.run.iter().any(|text| run.name.contains(text));
         let groups = plan.groups();
         let kept = groups.iter().flat_map(|group| {
-            let last = group.iter().rposition(|run| run.name.contains(text.as_str()));
+            let last = group.iter().rposition(wanted);
             group[..last.map_or(0, |last| last + 1)].iter().map(|run| (*run).clone())
         });
         plan.run = kept.collect();
-        ensure!(!plan.run.is_empty(), "--run {text}: no run has it in its name");
+        ensure!(!plan.run.is_empty(), "--run {}: no run has it in its name", args.run.join(", "));
     }
     Ok(plan)
 }
@@ -302,11 +305,10 @@ impl Course {
             let oracle = report["oracle"]["kinds"].as_array().filter(|kinds| !kinds.is_empty());
             let why = match (oracle, report["error"].as_str()) {
                 (Some(kinds), _) => kinds.iter().map(complaint).collect::<Vec<_>>().join("; "),
-                (None, Some(error)) => error.to_owned(),
+                (None, Some(error)) => format!("{error} {}", running.log()),
                 (None, None) => errors,
             };
-            let log = running.log();
-            self.refused.push(format!("{}, {name}, round {}: {why} {log}", run.name, round + 1));
+            self.refused.push(format!("{}, {name}, round {}: {why}", run.name, round + 1));
             return Ok(());
         }
         if report["generator"]["limited"] == Value::Bool(true) {

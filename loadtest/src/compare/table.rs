@@ -13,7 +13,7 @@ pub fn text(comparison: &Comparison) -> String {
     let worst = &comparison.worst;
     let (first, rounds) = (&comparison.relays[0].relay.name, comparison.rounds);
     text += &format!(
-        "\nMedian (minimum–maximum) of {rounds} rounds in turn; × is the ratio to {first} round by round, and ≈ one within\n\
+        "\nMedian (minimum–maximum); rounds in turn: {rounds}. × is the ratio to {first} round by round, and ≈ one within\n\
          noise: no larger than the factor between two runs of {first}. Worst of all runs: steal {:.1} %, {:.2} CPUs busy\n\
          with something else, load {:.1}.\n",
         worst.steal_share * 100.0,
