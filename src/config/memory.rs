@@ -7,6 +7,7 @@ use crate::relay::Accept;
 use crate::relay::outbox::PONGS_BYTES_MAX;
 use crate::relay::session::{LIVE_ROOM_FACTOR, VERIFY_BYTES_MAX};
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
+use crate::relay::subscriptions::VALUE_BYTES_MAX;
 use crate::relay::{DEFLATER_BYTES_MAX, WINDOW_BYTES};
 
 /// The most memory the process takes for clients, in bytes, and the most the kernel keeps for them in
@@ -24,9 +25,6 @@ pub struct MemoryBound {
     pub kernel_per_connection_bytes: u64,
 }
 
-/// A filter's value: 32 bytes or a short text, its form and its place in a list; and its posting in
-/// the subscription index.
-const FILTER_VALUE_BYTES: u64 = 40 + 24;
 /// A filter's fixed part.
 const FILTER_BYTES: u64 = 256;
 /// An answer with its text.
@@ -66,15 +64,17 @@ fn deflate_bytes(accept: Accept, message: u64) -> (u64, u64) {
 #[must_use]
 pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let (limits, tuning) = (&config.limits, &config.tuning);
+    let message = u64::from(limits.message_bytes_max);
+    // A tag's text is held in the filter and in the index; all the texts came in one message.
     let subscription = u64::from(limits.filters_max) * FILTER_BYTES
-        + u64::from(limits.filter_values_max) * FILTER_VALUE_BYTES;
+        + u64::from(limits.filter_values_max) * bytes(VALUE_BYTES_MAX)
+        + 2 * message;
     let subscriptions = u64::from(limits.subscriptions_max);
     let waiting = (subscriptions * u64::from(limits.live_queue_events_max))
         .min(limits.connection_live_events_max.into());
     let ranges = u64::from(limits.filter_values_max) + RANGES_MAX;
     let query = ranges * RANGE_BYTES + u64::from(tuning.slice_bytes_max);
     let store = &config.store;
-    let message = u64::from(limits.message_bytes_max);
     let shards = config.shard_count() as u64;
     let (window, deflate) = deflate_bytes(config.deflate, message);
     MemoryBound {

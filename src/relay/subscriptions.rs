@@ -28,7 +28,13 @@ pub struct SubscriptionIndex {
     found_in: Vec<u64>,
     /// Filters looked at, over all lookups.
     evaluated: u64,
+    /// Places of filters in lists.
+    postings: usize,
 }
+
+/// Most bytes one value of a filter takes here, the filter's own copy included, when the tables have just
+/// grown; the text of a tag, which is held twice, comes on top.
+pub const VALUE_BYTES_MAX: usize = 320;
 
 /// The filters filed under one value. An event may carry a value, or several of one filter's values,
 /// any number of times; a lookup goes by each list once, and evaluates each filter once.
@@ -106,6 +112,7 @@ impl SubscriptionIndex {
             lookup: 0,
             found_in: Vec::new(),
             evaluated: 0,
+            postings: 0,
         }
     }
 
@@ -137,6 +144,7 @@ impl SubscriptionIndex {
             }
             Field::Nothing => [self.unselective.push(Post { slot, value: 0 })].into(),
         };
+        self.postings += places.len();
         entry.insert(Filed { subscription, filter, places, tried: 0 });
         slot
     }
@@ -148,6 +156,7 @@ impl SubscriptionIndex {
     pub fn remove(&mut self, slots: &[u32]) {
         for &slot in slots {
             let Filed { filter, places, .. } = self.filters.remove(slot as usize);
+            self.postings -= places.len();
             let filed = &mut self.filters;
             match most_selective(&filter) {
                 Field::Ids => {
@@ -215,6 +224,12 @@ impl SubscriptionIndex {
         self.unselective.list.shrink_to_fit();
         self.found_in.truncate(subscriptions);
         self.found_in.shrink_to_fit();
+    }
+
+    /// Bytes held for filters, about; no more where the texts of tags are short.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.postings * VALUE_BYTES_MAX
     }
 
     /// Filters looked at, over all lookups: what matching has cost, found or not.
@@ -412,7 +427,7 @@ mod tests {
             for (slots, _) in slots.iter().zip(&removed).filter(|(_, removed)| !**removed) {
                 index.remove(slots);
             }
-            prop_assert_eq!((index.len(), index.keys()), (0, 0));
+            prop_assert_eq!((index.len(), index.keys(), index.held_bytes()), (0, 0, 0));
         }
     }
 }

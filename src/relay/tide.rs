@@ -9,7 +9,7 @@ const GONE_BYTES_MIN: u64 = 1 << 20;
 /// For so long, in milliseconds.
 const GONE_MS_MIN: u64 = 1_000;
 
-/// A connection with its subscriptions, about, in bytes.
+/// A connection with its subscriptions, but for what their filters list, about, in bytes.
 const CONNECTION_BYTES: u64 = 2 << 10;
 
 /// How much is held, about.
@@ -43,7 +43,8 @@ impl Shard {
     pub(super) fn give_back(&mut self, now: Now) {
         let connections = self.sessions.len() as u64 * CONNECTION_BYTES;
         let queued = self.counters.outbox_bytes + self.live_bytes.get() as u64;
-        let held = connections + queued + self.pending_bytes as u64;
+        let filters = self.index.held_bytes() as u64;
+        let held = connections + filters + queued + self.pending_bytes as u64;
         if self.tide.ebbs(held, now.ms) {
             self.sessions.shrink_to_fit();
             self.subscriptions.shrink_to_fit();

@@ -1,4 +1,4 @@
-//! What a delivery allocates: nothing.
+//! What a delivery allocates: nothing. What a filter holds: no more than the memory bound says.
 //!
 //! A binary of its own, since its allocator counts. Counts are of the calling thread, so tests may run
 //! side by side.
@@ -11,17 +11,25 @@ mod core;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use rheostr::nostr::{Filter, TagValue};
+use rheostr::relay::subscriptions::{SubscriptionIndex, VALUE_BYTES_MAX};
+
 use self::core::{Core, commit};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    static HELD_BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
 struct Counting;
 
+// The thread may be ending; then nobody asks any more.
 fn count() {
-    // The thread may be ending; then nobody asks any more.
     let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+}
+
+fn hold(bytes: usize, sign: isize) {
+    let _ = HELD_BYTES.try_with(|held| held.set(held.get() + sign * bytes.cast_signed()));
 }
 
 // SAFETY: everything is left to the system's allocator, with the arguments as they came; counting
@@ -29,23 +37,28 @@ fn count() {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
+        hold(layout.size(), 1);
         // SAFETY: the caller's promises are the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
+        hold(layout.size(), 1);
         // SAFETY: the caller's promises are the same.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
+        hold(layout.size(), -1);
+        hold(size, 1);
         // SAFETY: the caller's promises are the same.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        hold(layout.size(), -1);
         // SAFETY: the caller's promises are the same.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -106,4 +119,47 @@ fn an_allocation_is_counted() {
     let mut grown = Vec::<u8>::with_capacity(8);
     assert_eq!(allocations(|| grown.reserve_exact(64)), 1);
     assert_eq!(allocations(|| ()), 0);
+}
+
+/// 32 different bytes for each number.
+fn key(n: u32) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[..4].copy_from_slice(&n.to_le_bytes());
+    key
+}
+
+#[test]
+fn a_value_of_a_filter_takes_no_more_than_is_said() {
+    type Make = fn(u32) -> Filter;
+    let shapes: [(&str, Make); 4] = [
+        ("ids", |count| Filter { ids: Some((0..count).map(key).collect()), ..Filter::default() }),
+        ("authors", |count| Filter {
+            authors: Some((0..count).map(key).collect()),
+            ..Filter::default()
+        }),
+        ("hex", |count| Filter {
+            tags: vec![(b'p', (0..count).map(|n| TagValue::Hex(key(n))).collect())],
+            ..Filter::default()
+        }),
+        ("text", |count| Filter {
+            tags: vec![(b't', (0..count).map(|n| TagValue::new(&format!("{n:08}"))).collect())],
+            ..Filter::default()
+        }),
+    ];
+    for (name, make) in shapes {
+        // On either side of where the tables grow.
+        for count in [1_000_u32, 1_793, 3_585, 7_168, 7_169, 10_000, 14_337, 20_000] {
+            let filters = [make(count)];
+            let before = HELD_BYTES.get();
+            let mut index = SubscriptionIndex::new(7);
+            let slots = index.insert(0, &filters);
+            let a_value = (HELD_BYTES.get() - before).cast_unsigned() / count as usize;
+            assert!(a_value <= VALUE_BYTES_MAX, "{count} {name}: {a_value} bytes a value");
+            assert_eq!(index.held_bytes(), count as usize * VALUE_BYTES_MAX);
+            index.remove(&slots);
+            index.shrink_to_fit(0);
+            drop((index, slots));
+            assert_eq!(HELD_BYTES.get(), before, "{count} {name}");
+        }
+    }
 }
