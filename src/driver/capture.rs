@@ -4,8 +4,9 @@
 //! it, and the message as a JSON string. The last line is `{"dropped_messages":…}`: those that found no room
 //! in memory, or in a file of [`FILE_BYTES_MAX`]. A thread writes; shards never wait for it.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread::JoinHandle;
 
@@ -32,12 +33,14 @@ pub struct Capture {
 /// The thread that writes; it ends with the last [`Capture`].
 pub struct CaptureThread(JoinHandle<io::Result<()>>);
 
-/// Creates the file and starts the thread.
+/// Creates the file, for its owner alone, and starts the thread.
 ///
 /// # Errors
 /// When the file or the thread cannot be had.
 pub fn open(path: &Path) -> io::Result<(Capture, CaptureThread)> {
-    let file = BufWriter::new(File::create(path)?);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let file = BufWriter::new(options.open(path)?);
     let (turns, received) = flume::bounded(TURNS_MAX);
     let thread = std::thread::Builder::new().name("capture".into());
     let thread = thread.spawn(move || write(file, &received))?;

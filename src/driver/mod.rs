@@ -16,6 +16,7 @@ pub mod record;
 mod shard_loop;
 mod sockopt;
 pub mod trace;
+mod watched;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;

@@ -29,6 +29,7 @@ use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::places::{Place, Places};
 use super::record::Recorder;
+use super::watched::watched;
 use super::{Observe, listener, memory, sockopt};
 use crate::nostr::Event;
 use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
@@ -106,6 +107,7 @@ pub struct ShardLoop<B: Backend> {
     observe: Observe,
     recorder: Option<Recorder>,
     pub(super) stopping: Cell<bool>,
+    task_panicked: Cell<bool>,
     /// Other shards that may still ask this one.
     asking: Cell<usize>,
     listener: RefCell<Option<Rc<B::Socket>>>,
@@ -151,16 +153,18 @@ impl<B: Backend> ShardLoop<B> {
             observe: parts.observe,
             recorder: parts.recorder,
             stopping: Cell::new(false),
+            task_panicked: Cell::new(false),
             listener: RefCell::default(),
         });
         let socket = Rc::new(B::socket(socket)?);
         *shard.listener.borrow_mut() = Some(socket.clone());
-        B::spawn_local(listener::accept(socket, shard.clone()));
-        B::spawn_local(shard.clone().keep_time());
+        shard.spawn(listener::accept(socket, shard.clone()));
+        shard.spawn(shard.clone().keep_time());
         ready();
         loop {
             shard.has_waited.set(true);
             shard.mailbox.wait().await;
+            assert!(!shard.task_panicked.get(), "a task of this shard has panicked");
             shard.begin_turn();
             loop {
                 let more = shard.tick();
@@ -187,6 +191,16 @@ impl<B: Backend> ShardLoop<B> {
                 }
             }
         }
+    }
+
+    /// Runs a task beside the others. A panic in it ends the shard, as one in the tick does: what it was
+    /// about is half done.
+    fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let shard = self.clone();
+        B::spawn_local(watched(task, move || {
+            shard.task_panicked.set(true);
+            shard.nudge();
+        }));
     }
 
     async fn keep_time(self: Rc<Self>) {
@@ -349,7 +363,7 @@ impl<B: Backend> ShardLoop<B> {
         let before = connections[key.slot()].replace(connection.clone());
         assert!(before.is_none(), "a slot is released before it is used again");
         drop(connections);
-        B::spawn_local(connection::read(connection, self.clone()));
+        self.spawn(connection::read(connection, self.clone()));
         self.nudge();
     }
 
@@ -467,10 +481,10 @@ impl<B: Backend> ShardLoop<B> {
                 }
                 Poll::Ready(sent) => {
                     let begun = std::future::ready(sent);
-                    B::spawn_local(connection::write(connection, self.clone(), begun));
+                    self.spawn(connection::write(connection, self.clone(), begun));
                 }
                 Poll::Pending => {
-                    B::spawn_local(connection::write(connection, self.clone(), sending));
+                    self.spawn(connection::write(connection, self.clone(), sending));
                 }
             }
         }

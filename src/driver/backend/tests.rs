@@ -19,6 +19,7 @@ use super::tokio_uring::TokioUring;
 use super::*;
 use crate::driver::bus::{self, FromThread};
 use crate::driver::listener;
+use crate::driver::watched::watched;
 use crate::wire::frame::Opcode;
 
 macro_rules! on_every_backend {
@@ -46,6 +47,7 @@ on_every_backend! {
     an_urgent_byte_keeps_nobody_busy,
     a_task_that_breathes_lets_the_others_in,
     other_threads_wake_the_shard,
+    the_panic_of_a_task_is_told,
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -424,4 +426,24 @@ fn other_threads_wake_the_shard<B: Backend>() {
     })
     .unwrap();
     sender.join().unwrap();
+}
+
+fn the_panic_of_a_task_is_told<B: Backend>() {
+    let (_address, mailbox) = bus::open(1);
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let tells = told.clone();
+    B::run(&Tuning::default(), async move {
+        let mailbox = Rc::new(mailbox);
+        for panics in [false, true] {
+            let (told, wakes) = (tells.clone(), mailbox.clone());
+            let task = async move { assert!(!panics, "as it should") };
+            B::spawn_local(watched(task, move || {
+                told.borrow_mut().push(panics);
+                wakes.nudge();
+            }));
+        }
+        mailbox.wait().await;
+    })
+    .unwrap();
+    assert_eq!(*told.borrow(), [true]);
 }

@@ -17,7 +17,7 @@ on_every_backend!(silent_connections_are_let_go_while_others_come);
 const CLIENTS: usize = 8;
 /// Events published meanwhile, at least: enough for some to meet a subscription.
 const PUBLISHED_MIN: usize = 100;
-/// However slow the machine, the attack ends here; a part of it must have been possible.
+/// However slow the machine, the attack ends here, and has failed.
 const ATTACK_MAX: Duration = Duration::from_mins(5);
 
 /// Connections end badly by the thousand, while events are published to them; no descriptor, connection,
@@ -63,9 +63,9 @@ fn aborted_connections_leave_nothing(backend: &str) {
             std::thread::sleep(Duration::from_millis(5));
         }
     });
-    let cycles = cycles.min(next.load(Ordering::Relaxed));
-    eprintln!("{backend}: {cycles} connections broken off in {:?}", from.elapsed());
-    assert!(cycles >= 2_000);
+    let done = cycles.min(next.load(Ordering::Relaxed));
+    eprintln!("{backend}: {done} connections broken off in {:?}", from.elapsed());
+    assert_eq!(done, cycles, "within {ATTACK_MAX:?}");
     wait_until("every descriptor to be closed", || server.descriptors() <= before);
     wait_until("every connection to be gone", || server.counts().get("connections") == 1);
     wait_until("every place to go back", || server.counts().get("client_addresses") == 1);
