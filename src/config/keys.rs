@@ -334,13 +334,18 @@ pub const KEYS: &[Key] = &[
         "tuning.batch_bytes_max",
         Allowed::Number(4 << 10, 16 * MIB),
         "Bytes from which on one write to a socket takes no further frame. This and all of [tuning] is \
-         for measurements: clients see no difference but in speed.",
+         for measurements: clients see a difference in speed only.",
     ),
     key("tuning.batch_pieces_max", Allowed::Number(3, 1_024), "Pieces of one gather write."),
     key(
         "tuning.chain_threshold_bytes",
         Allowed::Number(0, 64 * MIB),
         "A longer payload is written from where it lies; a shorter one is copied into the write.",
+    ),
+    key(
+        "tuning.unsent_bytes_max",
+        Allowed::Number(1 << 10, 16 * MIB),
+        "A socket that holds so many bytes it has not sent yet takes no more. A pong is behind these.",
     ),
     key(
         "tuning.scratch_bytes",

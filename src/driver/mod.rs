@@ -205,7 +205,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
         config.listen,
         shards,
         send_buffer_bytes_max,
-        config.tuning.batch_bytes_max,
+        config.tuning.unsent_bytes_max,
     )
     .map_err(|error| StartError::Listen { address: config.listen, error })?;
     let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();

@@ -16,6 +16,8 @@ pub struct Tuning {
     pub batch_pieces_max: u32,
     /// A payload longer than this rides beside the batch's buffer; a shorter one is copied into it.
     pub chain_threshold_bytes: u32,
+    /// A socket that holds so many bytes it has not sent yet takes no more (`TCP_NOTSENT_LOWAT`).
+    pub unsent_bytes_max: u32,
     /// Bytes of the one buffer all sockets of a shard are read into.
     pub scratch_bytes: u32,
     /// Reads of one socket before the others have their turn.
@@ -54,6 +56,10 @@ impl Default for Tuning {
             batch_bytes_max: bytes_max,
             batch_pieces_max: pieces_max,
             chain_threshold_bytes,
+            // Forty notes. The more, the longer a peer that reads nothing is served like the others, and
+            // the further an answer or a ping is behind; less makes more and smaller writes to peers
+            // that are far away.
+            unsent_bytes_max: 16 << 10,
             scratch_bytes: 64 << 10,
             reads_per_turn_max: 2,
             // About 160 µs.

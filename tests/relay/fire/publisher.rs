@@ -49,11 +49,11 @@ fn who_does_not_read_answers_is_not_read(backend: &str) {
 /// connection, and more than its writer takes at a time. Its socket is left alone meanwhile; every event is
 /// stored and answered once.
 fn who_sends_more_than_can_be_verified_is_not_read(backend: &str) {
-    const EVENTS: usize = 600;
+    const EVENTS: usize = 1_000;
     const UNVERIFIED_BYTES_MAX: usize = 1 << 20;
     const CONTENT_BYTES: usize = 10_000;
     let _alone = alone();
-    let server = launch(backend, &[("store.batch_events_max", 8)]);
+    let server = launch(backend, &[("store.batch_events_max", 1)]);
     let (mut sender, mut receiver) = halves(&server);
     let author = Author::new(1);
     let event = |n: usize| {
