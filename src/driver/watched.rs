@@ -1,22 +1,44 @@
 //! Tasks whose panic is not lost.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-/// Runs `task`, and calls `on_panic` while a panic in it unwinds. Executors catch what a task panics with
-/// and tell only who waits for the task, and nobody waits for a connection's.
-pub async fn watched(task: impl Future<Output = ()>, on_panic: impl FnOnce()) {
-    let _guard = Guard(Some(on_panic));
-    task.await;
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// Runs a task, and calls `on_panic` while a panic in it unwinds. Executors catch what a task panics
+    /// with and tell only who waits for the task, and nobody waits for a connection's.
+    ///
+    /// No `async fn`, which would hold the task twice: thousands of readers wait in one of these.
+    pub struct Watched<T, F: Fn()> {
+        #[pin]
+        task: T,
+        on_panic: F,
+    }
 }
 
-struct Guard<F: FnOnce()>(Option<F>);
+/// See [`Watched`].
+pub fn watched<T: Future<Output = ()>, F: Fn()>(task: T, on_panic: F) -> Watched<T, F> {
+    Watched { task, on_panic }
+}
 
-impl<F: FnOnce()> Drop for Guard<F> {
+impl<T: Future<Output = ()>, F: Fn()> Future for Watched<T, F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let _guard = Guard(this.on_panic);
+        this.task.poll(context)
+    }
+}
+
+struct Guard<'a, F: Fn()>(&'a F);
+
+impl<F: Fn()> Drop for Guard<'_, F> {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(on_panic) = self.0.take()
-        {
-            on_panic();
+        if std::thread::panicking() {
+            (self.0)();
         }
     }
 }
