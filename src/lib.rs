@@ -67,6 +67,12 @@
 //! - A connection has no standing writer task: the tick begins every write, and one is spawned where a
 //!   socket takes less than it is given, until the outbox is empty. That is one task instead of two for
 //!   an idle connection, and none for a write that ends at once.
+//! - A live queue holds references to shared events, not places in a ring of recent ones: an event lives
+//!   as long as somebody waits for it, and all their bytes have one bound (`limits.live_bytes_max`).
+//! - While more events wait to be verified, those of several ticks go to the writer together. One by one
+//!   each wakes it, and on a shared core it commits each alone, which makes small batches to listeners.
+//! - A socket takes 16 KiB that it has not sent, less than a batch: the kernel's own queue is behind every
+//!   lane of ours, and the thousandth deaf subscriber is served until it is full.
 
 pub mod cli;
 pub mod config;
