@@ -518,13 +518,14 @@ impl<B: Backend> ShardLoop<B> {
     ///
     /// Its queue has room for all that every shard may have there, so it is full only when the writer is
     /// gone.
-    fn submit(&self) {
+    fn submit(self: &Rc<Self>) {
         self.ticks_unsubmitted.set(0);
         if let Err(submissions) = self.submit.try_submit(self.submitting.take()) {
             let failed = || Verdict::Failed("the writer has ended".into());
             let verdicts = submissions.iter().map(|submission| (submission.ticket, failed()));
             let batch = CommitBatch { verdicts: verdicts.collect(), ..CommitBatch::default() };
             self.with(|core, now| core.handle_commit(&batch, 0, 0, now));
+            self.act();
         }
     }
 
