@@ -105,7 +105,8 @@ pub struct ShardLoop<B: Backend> {
     submit: WriterHandle,
     read: ReadersHandle,
     observe: Observe,
-    recorder: Option<Recorder>,
+    /// Until the shard ends: tasks may keep the rest for longer, where an executor does not drop them.
+    recorder: RefCell<Option<Recorder>>,
     pub(super) stopping: Cell<bool>,
     task_panicked: Cell<bool>,
     /// Other shards that may still ask this one.
@@ -151,7 +152,7 @@ impl<B: Backend> ShardLoop<B> {
             submit: parts.submit,
             read: parts.read,
             observe: parts.observe,
-            recorder: parts.recorder,
+            recorder: RefCell::new(parts.recorder),
             stopping: Cell::new(false),
             task_panicked: Cell::new(false),
             listener: RefCell::default(),
@@ -187,6 +188,7 @@ impl<B: Backend> ShardLoop<B> {
                     shard.has_waited.set(true);
                     shard.begin_turn();
                     shard.observe();
+                    shard.recorder.take();
                     return Ok(());
                 }
             }
@@ -236,7 +238,7 @@ impl<B: Backend> ShardLoop<B> {
             self.now.set(now);
             let mut core = self.core.borrow_mut();
             core.begin_turn(us);
-            if let Some(recorder) = &self.recorder {
+            if let Some(recorder) = &*self.recorder.borrow() {
                 recorder.note(us, self.mailbox.taken(), &mut core);
             }
         }
