@@ -79,7 +79,9 @@ fn every_family_moves_with_the_traffic() {
     ] {
         let line = times.lines().find_map(|line| line.strip_prefix(name)).expect(name);
         let seconds: f64 = line.trim().parse().expect("a number");
-        assert!(seconds > 0. && seconds < 60., "{name} {seconds}");
+        // A backend whose writes are done at once sends in the turn that enqueues.
+        let took = seconds > 0. || name.contains("sent");
+        assert!(took && seconds < 60., "{name} {seconds}");
     }
 
     // One that does not read is told so, and what waited for it is counted.
