@@ -99,7 +99,7 @@ pub struct ShardLoop<B: Backend> {
     begun: RefCell<Vec<Begun<B>>>,
     /// Verified events that the writer has not been given yet.
     submitting: RefCell<Vec<Submission>>,
-    /// Ticks since the first of them, at most [`TICKS_PER_SUBMIT`].
+    /// Ticks since the first of them, at most `tuning.ticks_per_submit_max`.
     ticks_unsubmitted: Cell<u32>,
     store: Store,
     submit: WriterHandle,
