@@ -24,10 +24,9 @@ use super::read::store_options;
 use crate::config::memory::memory_bound;
 use crate::config::{Backend, Config};
 use crate::driver::backend::Choice;
-use crate::driver::capture::{self, CaptureThread};
+use crate::driver::file_thread::FileThread;
 use crate::driver::places::Places;
 use crate::driver::record::Recording;
-use crate::driver::trace::{self, TraceThread};
 use crate::driver::{self, Mesh, Observe};
 use crate::nostr::nip11;
 use crate::ops::admin::{CHUNK_EVENTS_MAX, Running};
@@ -94,8 +93,8 @@ struct Relay {
     writer: Writer,
     readers: Readers,
     ops: Ops,
-    trace: Option<TraceThread>,
-    capture: Option<CaptureThread>,
+    /// Those that write a trace, a capture.
+    files: Vec<FileThread>,
 }
 
 impl Relay {
@@ -133,8 +132,9 @@ impl Relay {
         let shard_times: Vec<Arc<ShardTimes>> = (0..count).map(|_| Arc::default()).collect();
         let observe = shard_metrics.iter().cloned().zip(shard_times.iter().cloned());
         let observe = observe.map(|(metrics, times)| observe_shard(metrics, times)).collect();
-        let (trace, trace_thread) = opened(arguments.trace_ticks.as_deref(), trace::open)?;
-        let (capture, capture_thread) = opened(arguments.capture.as_deref(), capture::open)?;
+        let (trace, trace_thread) = opened(arguments.trace_ticks.as_deref(), driver::trace::open)?;
+        let (capture, capture_thread) =
+            opened(arguments.capture.as_deref(), driver::capture::open)?;
         let recording = Recording { trace, capture };
         let places = Places::new(config.limits.connections_per_ip_max);
         let shards = driver::start(driver::Config {
@@ -187,7 +187,8 @@ impl Relay {
         let ops = listeners
             .start(running, metrics, store, writes)
             .map_err(|error| Failure::Failed(error.to_string()))?;
-        Ok(Self { shards, writer, readers, ops, trace: trace_thread, capture: capture_thread })
+        let files = trace_thread.into_iter().chain(capture_thread).collect();
+        Ok(Self { shards, writer, readers, ops, files })
     }
 
     /// Says that clients are accepted.
@@ -228,11 +229,11 @@ impl Relay {
         let thread = std::thread::Builder::new().name("stop".into());
         thread.spawn(move || {
             self.shards.join();
-            if let Some(Err(error)) = self.trace.map(TraceThread::join) {
-                tracing::error!(%error, "the trace is not complete");
-            }
-            if let Some(Err(error)) = self.capture.map(CaptureThread::join) {
-                tracing::error!(%error, "the capture is not complete");
+            for file in self.files {
+                let what = file.what();
+                if let Err(error) = file.join() {
+                    tracing::error!(%error, "the {what} is not complete");
+                }
             }
             self.writer.close();
             self.readers.close();
@@ -278,10 +279,10 @@ fn observe_shard(metrics: Arc<ShardMetrics>, times: Arc<ShardTimes>) -> Observe 
 }
 
 /// What is written to a file of the operator's choice, and its thread.
-fn opened<T, U>(
+fn opened<T>(
     path: Option<&Path>,
-    open: impl FnOnce(&Path) -> io::Result<(T, U)>,
-) -> Result<(Option<T>, Option<U>), Failure> {
+    open: impl FnOnce(&Path) -> io::Result<(T, FileThread)>,
+) -> Result<(Option<T>, Option<FileThread>), Failure> {
     let Some(path) = path else { return Ok((None, None)) };
     let opened = open(path).map_err(|source| Failure::File { path: path.into(), source })?;
     Ok((Some(opened.0), Some(opened.1)))

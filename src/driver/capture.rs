@@ -8,8 +8,8 @@ use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::thread::JoinHandle;
 
+use super::file_thread::FileThread;
 use crate::relay::capture::Captured;
 
 /// Turns that may wait for the thread, each with a megabyte at most.
@@ -30,21 +30,17 @@ pub struct Capture {
     turns: flume::Sender<Turn>,
 }
 
-/// The thread that writes; it ends with the last [`Capture`].
-pub struct CaptureThread(JoinHandle<io::Result<()>>);
-
 /// Creates the file, for its owner alone, and starts the thread.
 ///
 /// # Errors
 /// When the file or the thread cannot be had.
-pub fn open(path: &Path) -> io::Result<(Capture, CaptureThread)> {
+pub fn open(path: &Path) -> io::Result<(Capture, FileThread)> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let file = BufWriter::new(options.open(path)?);
     let (turns, received) = flume::bounded(TURNS_MAX);
-    let thread = std::thread::Builder::new().name("capture".into());
-    let thread = thread.spawn(move || write(file, &received))?;
-    Ok((Capture { turns }, CaptureThread(thread)))
+    let thread = FileThread::spawn("capture", move || write(file, &received))?;
+    Ok((Capture { turns }, thread))
 }
 
 fn write(mut file: impl Write, turns: &flume::Receiver<Turn>) -> io::Result<()> {
@@ -68,16 +64,6 @@ fn write(mut file: impl Write, turns: &flume::Receiver<Turn>) -> io::Result<()> 
     }
     writeln!(file, r#"{{"dropped_messages":{dropped}}}"#)?;
     file.flush()
-}
-
-impl CaptureThread {
-    /// Waits until all that was handed over is in the file.
-    ///
-    /// # Errors
-    /// What the file said.
-    pub fn join(self) -> io::Result<()> {
-        self.0.join().unwrap_or_else(|_| Err(io::Error::other("the capture's thread panicked")))
-    }
 }
 
 impl Capture {

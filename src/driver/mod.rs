@@ -9,6 +9,7 @@ pub mod bus;
 pub mod capture;
 pub mod clock;
 mod connection;
+pub mod file_thread;
 mod listener;
 mod memory;
 pub mod places;

@@ -9,10 +9,10 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::mem;
 use std::path::Path;
-use std::thread::JoinHandle;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use super::file_thread::FileThread;
 use crate::relay::counters::Counters;
 
 /// Rows a shard gathers before it hands them over.
@@ -34,15 +34,11 @@ pub struct Trace {
     rows: flume::Sender<Vec<Row>>,
 }
 
-/// The thread that writes them; it ends with the last [`Trace`] and [`Tracer`].
-#[derive(Debug)]
-pub struct TraceThread(JoinHandle<io::Result<()>>);
-
 /// Creates the file and starts the thread.
 ///
 /// # Errors
 /// When the file or the thread cannot be had.
-pub fn open(path: &Path) -> io::Result<(Trace, TraceThread)> {
+pub fn open(path: &Path) -> io::Result<(Trace, FileThread)> {
     let mut file = BufWriter::new(File::create(path)?);
     writeln!(file, "{HEADER}")?;
     let (rows, received) = flume::bounded::<Vec<Row>>(CHUNKS_MAX);
@@ -55,18 +51,7 @@ pub fn open(path: &Path) -> io::Result<(Trace, TraceThread)> {
         }
         file.flush()
     };
-    let thread = std::thread::Builder::new().name("trace".into()).spawn(write)?;
-    Ok((Trace { rows }, TraceThread(thread)))
-}
-
-impl TraceThread {
-    /// Waits until all that was handed over is in the file.
-    ///
-    /// # Errors
-    /// What the file said.
-    pub fn join(self) -> io::Result<()> {
-        self.0.join().unwrap_or_else(|_| Err(io::Error::other("the trace's thread panicked")))
-    }
+    Ok((Trace { rows }, FileThread::spawn("trace", write)?))
 }
 
 /// The state at the beginning of a turn.
