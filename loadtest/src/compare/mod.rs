@@ -140,8 +140,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
         fs::write(out.join("compare.json"), format!("{json}\n"))?;
     }
     if let Some(html) = &args.html {
-        fs::write(html, page::page(&comparison)?)
-            .with_context(|| format!("--html {}", html.display()))?;
+        page::write(html, page::comparison(&comparison))?;
     }
     if args.json {
         println!("{json}");

@@ -1,66 +1,34 @@
-//! A comparison as one HTML page: plots inline, nothing fetched from anywhere.
+//! What was measured as one HTML page: plots inline, nothing fetched from anywhere.
 
+mod comparison;
 mod plots;
 
-use crate::compare::{Comparison, Taken, figure, table_text};
-use plots::{Bar, Line, OTHER};
+pub use comparison::comparison;
 
-const HEAD: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-    <meta name=\"viewport\" content=\"width=device-width\">\n<title>Relays compared</title>\n\
-    <style>body{font:16px/1.5 sans-serif;max-width:100ch;margin:2em auto;padding:0 1em}\
-    svg{max-width:100%;height:auto}pre{overflow-x:auto;font-size:13px}</style>\n";
+use anyhow::Context;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
 
 /// # Errors
-/// As the plotting library.
-pub fn page(comparison: &Comparison) -> anyhow::Result<String> {
-    let mut page = HEAD.to_owned();
-    page += "<h1>Relays compared</h1>\n";
-    page += &format!("<pre>{}</pre>\n", escaped(&table_text(comparison)));
-    for name in runs(comparison) {
-        page += &format!("<h2>{}</h2>\n", escaped(name));
-        let taken: Vec<&Taken> = comparison.taken.iter().filter(|one| one.run == name).collect();
-        let lines = |points: &dyn Fn(&Taken) -> Vec<(f64, f64)>| -> Vec<Line> {
-            let line = |one: &&Taken| {
-                let (name, colour) = who(comparison, one.relay);
-                Line { name, colour, points: points(one) }
-            };
-            taken.iter().map(line).collect()
-        };
-        let unit = taken.first().and_then(|one| one.report["unit"].as_str()).unwrap_or("operation");
-        let plots = [
-            plots::percentiles("Latency", &lines(&quantiles))?,
-            plots::over_time("Throughput", &format!("{unit}s"), &lines(&throughput))?,
-            bars(comparison, name)?,
-        ];
-        page.extend(plots.into_iter().flatten());
-    }
-    for (of, option) in sweeps(comparison) {
-        page += &format!("<h2>{} by {}</h2>\n", escaped(of), escaped(option));
-        for path in ["server.cpu_us_per_op", "server.syscalls.per_op"] {
-            let lines = swept(comparison, of, path);
-            page.extend(plots::sweep(path, option, path, &lines)?);
-        }
-    }
-    Ok(page + "</html>\n")
+/// The page could not be drawn, or the file not be written.
+pub fn write(file: &Path, page: anyhow::Result<String>) -> anyhow::Result<()> {
+    let written = page.and_then(|page| Ok(fs::write(file, page)?));
+    written.with_context(|| format!("--html {}", file.display()))
 }
 
-/// In the order of the plan.
-fn runs(comparison: &Comparison) -> Vec<&str> {
-    let mut runs: Vec<&str> = comparison.rows.iter().map(|row| row.run.as_str()).collect();
-    runs.dedup();
-    runs
-}
-
-fn who(comparison: &Comparison, number: usize) -> (String, usize) {
-    match comparison.relays.get(number) {
-        Some(contender) => (contender.relay.name.clone(), number),
-        None => (format!("{} again", comparison.relays[0].relay.name), OTHER),
-    }
+/// A page up to its first paragraph.
+fn head(title: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n\
+         <style>body{{font:16px/1.5 sans-serif;max-width:100ch;margin:2em auto;padding:0 1em}}\
+         svg{{max-width:100%;height:auto}}pre{{overflow-x:auto;font-size:13px}}</style>\n<h1>{title}</h1>\n"
+    )
 }
 
 /// The rows of a percentile log: quantile, µs.
-fn quantiles(taken: &Taken) -> Vec<(f64, f64)> {
-    let log = taken.log.as_deref().unwrap_or("");
+fn quantiles(log: &str) -> Vec<(f64, f64)> {
     let row = |line: &str| {
         let mut words = line.split_whitespace().map(|word| word.parse::<f64>().ok());
         let us = words.next()??;
@@ -70,8 +38,8 @@ fn quantiles(taken: &Taken) -> Vec<(f64, f64)> {
 }
 
 /// Seconds, operations a second; without the last interval, which is cut short.
-fn throughput(taken: &Taken) -> Vec<(f64, f64)> {
-    let throughput = &taken.report["throughput"];
+fn throughput(report: &Value) -> Vec<(f64, f64)> {
+    let throughput = &report["throughput"];
     let interval_s = throughput["interval_ms"].as_f64().unwrap_or(0.0) / 1000.0;
     let operations = throughput["operations"].as_array().map_or(&[][..], Vec::as_slice);
     let whole = &operations[..operations.len().saturating_sub(1)];
@@ -81,46 +49,6 @@ fn throughput(taken: &Taken) -> Vec<(f64, f64)> {
     points.collect()
 }
 
-/// The first figure of a run, by relay.
-fn bars(comparison: &Comparison, run: &str) -> anyhow::Result<Option<String>> {
-    let Some(row) = comparison.rows.iter().find(|row| row.run == run) else { return Ok(None) };
-    let bar = |(number, cell): (usize, &crate::compare::Cell)| {
-        let (name, colour) = who(comparison, number);
-        Some(Bar { name, colour, median: cell.median?, min: cell.min?, max: cell.max? })
-    };
-    let bars: Vec<Bar> = row.cells.iter().enumerate().filter_map(bar).collect();
-    plots::bars(&row.figure, &row.figure, &bars)
-}
-
-fn sweeps(comparison: &Comparison) -> Vec<(&str, &str)> {
-    let points = comparison.taken.iter().filter_map(|taken| taken.point.as_ref());
-    let mut sweeps: Vec<_> =
-        points.map(|point| (point.of.as_str(), point.option.as_str())).collect();
-    sweeps.sort_unstable();
-    sweeps.dedup();
-    sweeps
-}
-
-/// A line a relay and round, over the values of the option.
-fn swept(comparison: &Comparison, of: &str, path: &str) -> Vec<Line> {
-    let numbers = 0..=comparison.relays.len();
-    let line = |number: usize, round: u32| {
-        let (name, colour) = who(comparison, number);
-        let points = comparison
-            .taken
-            .iter()
-            .filter(|taken| (taken.relay, taken.round) == (number, round))
-            .filter_map(|taken| {
-                let point = taken.point.as_ref().filter(|point| point.of == of)?;
-                Some((point.value, figure(&taken.report, path)?))
-            });
-        Line { name, colour, points: points.collect() }
-    };
-    numbers
-        .flat_map(|number| (0..comparison.rounds).map(move |round| line(number, round)))
-        .collect()
-}
-
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -128,32 +56,21 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::Point;
     use serde_json::json;
 
-    #[test]
-    fn a_page_has_every_plot_and_fetches_nothing() {
-        let taken = |relay: usize, value: f64| Taken {
-            run: format!("ingest, in-flight {value}"),
-            point: Some(Point { of: "ingest".into(), option: "in-flight".into(), value }),
-            relay,
-            round: 0,
-            report: json!({
-                "unit": "event", "server": {"cpu_us_per_op": 2.0 + value},
-                "throughput": {"interval_ms": 100, "operations": [5, 6, 1]},
-            }),
-            log: Some("  Value Percentile\n 1.5 0.5 5 2.0\n 3.0 0.99 9 10.0\n".into()),
-        };
-        let all = vec![taken(0, 1.0), taken(0, 8.0), taken(1, 1.0), taken(1, 8.0), taken(2, 1.0)];
-        let comparison = Comparison::sample(&["<a>", "b"], all);
-        let page = page(&comparison).unwrap();
-        // Three plots for each of two runs, and one of the sweep.
-        assert_eq!(page.matches("<svg").count(), 7, "{page}");
-        assert!(page.contains("&lt;a&gt; again") && !page.contains("<a>"), "{page}");
+    /// Everything it shows is in it.
+    pub fn assert_fetches_nothing(page: &str) {
         for word in ["src=", "href=", "@import", "url("] {
             assert!(!page.contains(word), "{word}");
         }
-        assert_eq!(throughput(&comparison.taken[0]), [(0.0, 50.0), (0.1, 60.0)]);
-        assert_eq!(quantiles(&comparison.taken[0]), [(0.5, 1.5), (0.99, 3.0)]);
+    }
+
+    #[test]
+    fn what_is_drawn_is_what_was_recorded() {
+        let report = json!({"throughput": {"interval_ms": 100, "operations": [5, 6, 1]}});
+        assert_eq!(throughput(&report), [(0.0, 50.0), (0.1, 60.0)]);
+        assert_eq!(throughput(&json!({})), []);
+        let log = "  Value Percentile\n 1.5 0.5 5 2.0\n 3.0 0.99 9 10.0\n#[Mean = 2]\n";
+        assert_eq!(quantiles(log), [(0.5, 1.5), (0.99, 3.0)]);
     }
 }
