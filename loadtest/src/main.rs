@@ -9,7 +9,7 @@
 //! The layers, outermost last: [`client`] (frames, connections, messages), [`events`] (making and loading signed
 //! events), [`server`] (what the relay's process costs), [`machine`] (what else the machine did), [`report`]
 //! (percentiles, violations, the JSON of a run), [`scenario`] (the measured window and one module a scenario), [`plan`]
-//! (many runs from one file).
+//! (many runs from one file), [`compare`] (relays side by side), [`page`] (plots of either).
 
 #![forbid(unsafe_code)]
 // Figures: microseconds, bytes and counts far below the types' ends, on 64 bits.
@@ -29,19 +29,23 @@ mod server;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::nip11;
+use page::Told;
 use plan::PlanArgs;
 use report::{Latency, Outcome, Report, SCHEMA, Subject};
-use scenario::{Scenario, burst::BurstArgs, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs};
+use scenario::{
+    Common, Scenario, burst::BurstArgs, deaf::DeafArgs, fanout::FanoutArgs, idle::IdleArgs,
+};
 use scenario::{ingest::IngestArgs, mixed::MixedArgs, query::CountArgs, query::QueryArgs};
 use scenario::{replay::ReplayArgs, soak::SoakArgs, visits::ChurnArgs, visits::ConnectArgs};
 use serde_json::json;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Puts load on a Nostr relay and tells what it did and what it cost.
 ///
 /// Prints one JSON object a run on stdout (loadtest/REPORT.md says what is in it) and a few
 /// lines for a person on stderr. Exits with 0 if the relay kept every promise, 1 if it broke
-/// one (see "oracle"), 2 if nothing could be measured.
+/// one (see "oracle"), 2 if nothing could be measured, or not be kept.
 ///
 /// Operations are due on a schedule whatever the relay does, and their latency counts from
 /// then: an open loop. --closed-loop waits for answers instead, which measures what the relay
@@ -139,31 +143,31 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    ExitCode::from(execute(Cli::parse().command))
+    ExitCode::from(execute(Cli::parse().command, &mut Vec::new()))
 }
 
-/// The exit status.
-fn execute(command: Command) -> u8 {
+/// The exit status; the runs are added to `told`.
+fn execute(command: Command, told: &mut Vec<Vec<Told>>) -> u8 {
     match command {
         Command::Gen(args) => match events::generate::run(&args) {
             Ok(report) => {
                 println!("{report}");
                 0
             }
-            Err(error) => failed("gen", &error),
+            Err(error) => failed("gen", &error).0,
         },
-        Command::Connect(args) => report(args),
-        Command::Idle(args) => report(args),
-        Command::Ingest(args) => report(args),
-        Command::Fanout(args) => report(args),
-        Command::Query(args) => report(args),
-        Command::Count(args) => report(args),
-        Command::Mixed(args) => report(args),
-        Command::Churn(args) => report(args),
-        Command::Burst(args) => report(args),
-        Command::SlowReaders(args) => report(args),
-        Command::Soak(args) => report(args),
-        Command::Replay(args) => report(args),
+        Command::Connect(args) => report(args, told),
+        Command::Idle(args) => report(args, told),
+        Command::Ingest(args) => report(args, told),
+        Command::Fanout(args) => report(args, told),
+        Command::Query(args) => report(args, told),
+        Command::Count(args) => report(args, told),
+        Command::Mixed(args) => report(args, told),
+        Command::Churn(args) => report(args, told),
+        Command::Burst(args) => report(args, told),
+        Command::SlowReaders(args) => report(args, told),
+        Command::Soak(args) => report(args, told),
+        Command::Replay(args) => report(args, told),
         Command::Compare(args) => match compare::run(&args) {
             Ok(()) => 0,
             Err(error) => {
@@ -172,31 +176,44 @@ fn execute(command: Command) -> u8 {
             }
         },
         Command::Plan(args) => match plan::read::<Cli>(&args) {
-            Ok(runs) => runs.into_iter().map(|run| execute(run.command)).max().unwrap_or(0),
-            Err(error) => failed("plan", &error),
+            Ok(runs) => {
+                let statuses = runs.into_iter().map(|run| execute(run.command, told));
+                statuses.max().unwrap_or(0).max(draw("plan", args.html.as_deref(), told))
+            }
+            Err(error) => failed("plan", &error).0,
         },
     }
 }
 
 /// Runs a scenario as often as asked; the exit status.
-fn report<S: Scenario>(mut scenario: S) -> u8 {
-    let runs = scenario.common().runs;
-    let mut reports = Vec::new();
+fn report<S: Scenario>(mut scenario: S, told: &mut Vec<Vec<Told>>) -> u8 {
+    let Common { runs, html, .. } = scenario.common().clone();
+    let (mut reports, mut mine, mut status) = (Vec::new(), Vec::new(), 0);
     for run in 0..runs {
         scenario.common_mut().run = run;
         match scenario.run_and_judge().and_then(|outcome| tell(&scenario, outcome)) {
-            Ok(report) => reports.push(report),
-            Err(error) => return failed(S::NAME, &error),
+            Ok((report, run)) => {
+                status = status.max(u8::from(!report.is_ok()));
+                reports.push(report);
+                mine.push(run);
+            }
+            Err(error) => {
+                let (code, run) = failed(S::NAME, &error);
+                status = code;
+                mine.push(run);
+                break;
+            }
         }
     }
-    if runs > 1 {
+    if runs > 1 && reports.len() == usize::from(runs) {
         println!("{}", report::spread(S::NAME, &reports));
     }
-    u8::from(!reports.iter().all(Report::is_ok))
+    told.push(mine);
+    status.max(draw(S::NAME, html.as_deref(), &told[told.len() - 1..]))
 }
 
 /// Prints a run, and keeps it if that is asked for.
-fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<Report> {
+fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<(Report, Told)> {
     let (name, common) = (S::NAME, scenario.common());
     let subject = Subject {
         scenario: name.to_owned(),
@@ -227,12 +244,26 @@ fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<Report> {
         let verdict = if report.is_ok() { "ok" } else { "VIOLATIONS" };
         eprintln!("{name}: {verdict}{limited}: {summary}");
     }
-    Ok(report)
+    let told = Told { report: serde_json::to_value(&report)?, logs };
+    Ok((report, told))
 }
 
-fn failed(name: &str, error: &anyhow::Error) -> u8 {
+/// Draws the page that is asked for; the exit status.
+fn draw(name: &str, html: Option<&Path>, told: &[Vec<Told>]) -> u8 {
+    match html.map(|html| page::write(html, page::runs(told))) {
+        None | Some(Ok(())) => 0,
+        Some(Err(error)) => {
+            eprintln!("{name}: {error:#}");
+            2
+        }
+    }
+}
+
+/// Tells that there is no run.
+fn failed(name: &str, error: &anyhow::Error) -> (u8, Told) {
     let error = format!("{error:#}");
-    println!("{}", json!({"schema": SCHEMA, "scenario": name, "ok": false, "error": error}));
+    let report = json!({"schema": SCHEMA, "scenario": name, "ok": false, "error": error});
+    println!("{report}");
     eprintln!("{name}: {error}");
-    2
+    (2, Told { report, logs: Vec::new() })
 }

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 /// The end of `plan --help`.
 pub const EXAMPLE: &str = "\
-Example: rheostr-loadtest plan nightly.toml
+Example: rheostr-loadtest plan nightly.toml --html nightly.html
 
   [defaults]                  # for each run whose scenario has the option
   url = \"ws://127.0.0.1:7777\"
@@ -32,6 +32,9 @@ pub struct PlanArgs {
     /// [defaults] and one [[run]] for each scenario; a key is an option without its dashes
     #[arg(value_name = "TOML")]
     pub file: PathBuf,
+    /// Write a page of all runs there, as a scenario's --html
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// The runs of a plan as `C`, the command line that each of them would be.

@@ -11,7 +11,7 @@ mod table;
 
 pub use judge::{Cell, Row};
 pub use plan::{Point, Relay};
-pub use table::{short, text as table_text};
+pub use table::{aligned, short, text as table_text};
 
 use crate::page;
 use crate::report::SCHEMA;

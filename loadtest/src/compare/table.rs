@@ -79,8 +79,8 @@ pub fn short(value: f64) -> String {
     grouped + rest
 }
 
-/// The columns of a Markdown table, one under the other.
-fn aligned(lines: &[Vec<String>]) -> String {
+/// A Markdown table, its columns one under the other; the first line is the header, and all are as long.
+pub fn aligned(lines: &[Vec<String>]) -> String {
     let columns = lines[0].len();
     let width =
         |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);

@@ -2,8 +2,10 @@
 
 mod comparison;
 mod plots;
+mod runs;
 
 pub use comparison::comparison;
+pub use runs::{Told, runs};
 
 use anyhow::Context;
 use serde_json::Value;

@@ -94,6 +94,9 @@ pub struct Common {
     /// Keep the run there: run.json, and a histogram NAME.hgrm for each latency
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Write a page there: what the oracle says, the figures, latency and throughput as plots
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Print the JSON object only, no text for a person on stderr
     #[arg(long)]
     pub json: bool,

@@ -150,7 +150,8 @@ fn a_plan_runs_everything_and_fails_if_one_run_does() {
          [[run]]\nscenario = \"connect\"\ncount = 5\n"
     );
     std::fs::write(&plan, text).unwrap();
-    let (status, told) = reports(&format!("plan {plan}"));
+    let page = scratch("plan.html");
+    let (status, told) = reports(&format!("plan {plan} --html {page}"));
     assert_eq!(status, 1);
     let scenarios: Vec<&str> = told.iter().map(|one| one["scenario"].as_str().unwrap()).collect();
     assert_eq!(scenarios, ["connect", "connect", "connect", "fanout", "connect"]);
@@ -158,11 +159,34 @@ fn a_plan_runs_everything_and_fails_if_one_run_does() {
     assert_eq!(ok, [true, true, true, false, true]);
     assert_eq!(told[2]["runs"], 2);
     assert!(told[2]["spread"]["ops_per_s"]["median"].as_f64() > Some(0.0), "{}", told[2]);
+    let page = std::fs::read_to_string(page).unwrap();
+    let (top, rest) = page.split_once("<h2>").unwrap();
+    assert!(top.contains("fanout: VIOLATIONS: ") && top.contains("delivery_twice"), "{top}");
+    assert_eq!((top.matches("connect: ok").count(), rest.matches("<h2>").count()), (3, 2));
 
     std::fs::write(&plan, "[[run]]\nscenario = \"fanout\"\nrtae = 5\n").unwrap();
     let Run { status, report } = generate(&format!("plan {plan}"));
     assert_eq!(status, 2);
     assert!(report["error"].as_str().unwrap().contains("run 1 (fanout): unknown key `rtae`"));
+}
+
+#[test]
+fn a_run_has_its_page() {
+    let (page, nowhere) = (scratch("run.html"), scratch("no/such/run.html"));
+    let arguments = "fanout --events 200 --subscribers 3 --rate 500 --runs 2 --html";
+    let run = against(Fault::Nothing, &format!("{arguments} {page}"));
+    assert_eq!(run.status, 0);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("<svg").count(), 2, "latency and throughput: {page}");
+    for says in [
+        "publish_to_receipt, run 2",
+        "event_to_ok, run 1",
+        "latency_us.p99",
+        "parameters.subscribers",
+    ] {
+        assert!(page.contains(says), "{says}");
+    }
+    assert_eq!(against(Fault::Nothing, &format!("{arguments} {nowhere}")).status, 2);
 }
 
 #[test]
