@@ -4,6 +4,7 @@
 //! read; in the closed loop the publisher sends as fast as its window allows, which measures the cost of a delivery.
 //! Either way the commit of a durable relay is in the latency; the OK's is reported beside it, to be subtracted.
 
+mod bystanders;
 mod deaf;
 
 use super::mix::{Ledger, LiveFilter, Load, Ran};
@@ -12,6 +13,7 @@ use super::{Common, share};
 use crate::events::generate::{Generator, unix_now};
 use crate::events::{self, SignedEvent};
 use crate::report::{Outcome, per_second};
+use bystanders::Bystanders;
 use clap::Args;
 use deaf::Deaf;
 use serde::Serialize;
@@ -51,6 +53,12 @@ pub struct FanoutArgs {
     /// Further subscribers that never read
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60_000))]
     pub deaf: u32,
+    /// Further connections that get nothing
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub bystanders: u32,
+    /// Live subscriptions of each bystander, to authors who write nothing
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    pub bystander_subscriptions: u32,
     /// Seed of the published events [default: from the clock, since a relay has seen the last run's]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -83,13 +91,17 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
         live_filter: args.live_filter,
         any_order: args.any_order,
     };
-    let target = args.common.prepare(load.connections() + args.deaf as usize)?;
+    let besides = args.deaf as usize + args.bystanders as usize;
+    let target = args.common.prepare(load.connections() + besides)?;
     let account = args.common.account()?;
+    let bystanders =
+        Bystanders::open(&target, args.bystanders, args.bystander_subscriptions, args.live_filter)?;
     let deaf = Deaf::open(&target, args.deaf, &args.live_filter.of(&filter), args.common.pid)?;
     let ran = load.run(&args.common, &target)?;
     let mut received = ran.followed.received;
     let mut outcome = outcome(args, &pace, &events, ran);
     outcome.detail["seed"] = json!(seed);
+    bystanders.judge(&mut outcome.violations)?;
     if args.deaf > 0 {
         let gone = deaf.resume()?;
         received += gone.received;

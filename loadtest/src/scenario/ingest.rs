@@ -23,9 +23,12 @@ pub struct IngestArgs {
     /// Signed events, one JSON object a line (see `gen`); with --runs, each run publishes its share
     #[arg(long, value_name = "JSONL")]
     pub events: PathBuf,
-    /// Publish only the first N events of the file
+    /// Publish only N events of the file, its first if nothing is skipped
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// Leave out the first N events of the file, which --limit does not count
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub skip: usize,
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub connections: u32,
     /// Events a second, over all connections
@@ -51,8 +54,9 @@ pub fn run(args: &IngestArgs) -> anyhow::Result<Outcome> {
         true => Pace::Closed { in_flight_max: args.in_flight as usize },
         false => Pace::Open(Arrivals::even(args.rate)?),
     };
-    let (events, _) = events::load(&args.events, args.limit)?;
-    let events = share(&events, &args.common)?;
+    let (events, _) = events::load(&args.events, args.limit.map(|limit| args.skip + limit))?;
+    let events = events.get(args.skip..).unwrap_or_default();
+    let events = share(events, &args.common)?;
     let index = events::index(events)?;
     let publishers = (args.connections as usize).min(events.len());
     let ledger = Ledger::new(events, &index, publishers, &[])?;

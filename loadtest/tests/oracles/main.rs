@@ -190,6 +190,27 @@ fn a_run_has_its_page() {
 }
 
 #[test]
+fn bystanders_get_nothing() {
+    let arguments = "fanout --events 100 --subscribers 2 --closed-loop --bystanders 3 --bystander-subscriptions 2";
+    assert_kept(&against(Fault::Nothing, arguments));
+    let run = against(Fault::IgnoresAuthors, arguments);
+    assert_caught(&run, "delivery_unasked");
+    assert_eq!(run.violations(), ["delivery_unasked"]);
+}
+
+#[test]
+fn a_part_of_a_file_is_published() {
+    let events = events("parts", 100);
+    let ingest = format!("ingest --events {events} --closed-loop");
+    for (part, count) in [("--limit 30", 30), ("--skip 30 --limit 20", 20), ("--skip 80", 20)] {
+        let run = against(Fault::Nothing, &format!("{ingest} {part}"));
+        assert_kept(&run);
+        assert_eq!(run.report["detail"]["events"], count, "{part}");
+    }
+    assert_eq!(against(Fault::Nothing, &format!("{ingest} --skip 100")).status, 2);
+}
+
+#[test]
 fn an_event_is_answered_once() {
     let events = events("answers", 300);
     let arguments = format!("ingest --events {events} --closed-loop --check-ids 0");

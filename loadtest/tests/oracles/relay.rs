@@ -26,6 +26,8 @@ pub enum Fault {
     Alters(usize),
     /// Every nth delivery comes twice.
     Repeats(usize),
+    /// Live events reach subscriptions whoever wrote them.
+    IgnoresAuthors,
     /// Acknowledges what it has in memory only; dies when it has as many events as this, and starts again.
     DiesWith(usize),
     /// Does nothing for the first 200 ms of each second.
@@ -157,7 +159,14 @@ impl State {
     }
 
     fn deliver(&mut self, event: &Value) {
-        for one in self.subscriptions.iter().filter(|one| matches(&one.filter, event)) {
+        let matches = |filter: &Value| {
+            let mut filter = filter.clone();
+            if self.fault == Fault::IgnoresAuthors {
+                filter.as_object_mut().unwrap().remove("authors");
+            }
+            matches(&filter, event)
+        };
+        for one in self.subscriptions.iter().filter(|one| matches(&one.filter)) {
             self.deliveries += 1;
             let mut event = event.clone();
             if matches!(self.fault, Fault::Alters(n) if self.deliveries.is_multiple_of(n)) {
