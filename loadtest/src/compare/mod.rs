@@ -264,7 +264,10 @@ impl Course {
                     if !group.iter().any(|run| relay.takes_part(run)) {
                         continue;
                     }
-                    let running = Running::start(&self.plan, &relay, &self.known, &self.root)
+                    let mut known = self.known.clone();
+                    group[0].variables.iter().for_each(|(name, value)| known.set(name, value));
+                    let cpus = group[0].server_cpus.as_ref().unwrap_or(&self.plan.server_cpus);
+                    let running = Running::start(&self.plan, cpus, &relay, &known, &self.root)
                         .with_context(|| relay.name.clone())?;
                     for run in group.iter().filter(|run| relay.takes_part(run)) {
                         self.progress.set_message(format!("{}: {}", relay.name, run.name));

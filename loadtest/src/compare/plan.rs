@@ -84,21 +84,30 @@ pub struct Run {
     /// Goes on with the relay that the run before has filled; else each run begins with an empty one.
     #[serde(default)]
     pub continues: bool,
-    /// One option and its values: the run is made with each, and drawn over them.
+    /// The relay may use these CPUs instead; only of a run that begins with an empty relay.
+    pub server_cpus: Option<Vec<usize>>,
+    /// One option and its values: the run is made with each, and drawn over them. `{name}` is a placeholder of the
+    /// relay's command instead.
     #[serde(default)]
     pub sweep: BTreeMap<String, Vec<toml::Value>>,
     /// What is compared: paths in the report.
     #[serde(default = "default_figures")]
     pub figures: Vec<String>,
-    /// Where it came from, once [`Plan::read`] has spread it out.
-    #[serde(skip)]
+    /// Its place in a curve whose points are runs of their own; those of a sweep have theirs once [`Plan::read`] has
+    /// spread it out.
     pub point: Option<Point>,
+    /// Placeholders of the relay's command that a sweep has set.
+    #[serde(skip)]
+    pub variables: BTreeMap<String, String>,
 }
 
-/// One value of a sweep.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One point of a curve.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Point {
+    /// The curve.
     pub of: String,
+    /// What its x is.
     pub option: String,
     pub value: f64,
 }
@@ -120,9 +129,9 @@ impl Plan {
 
     fn parse(text: &str) -> anyhow::Result<Self> {
         let mut plan: Self = toml::from_str(text)?;
-        plan.check()?;
         let runs = std::mem::take(&mut plan.run);
         plan.run = runs.into_iter().map(Run::spread).collect::<anyhow::Result<Vec<_>>>()?.concat();
+        plan.check()?;
         Ok(plan)
     }
 
@@ -139,6 +148,10 @@ impl Plan {
             ensure!(!relay.command.is_empty(), "{}: no command", relay.name);
             let same = self.relay[..number].iter().any(|other| other.name == relay.name);
             ensure!(!same, "two relays have one name, {}", relay.name);
+        }
+        for run in &self.run {
+            let alters = run.server_cpus.is_some() || !run.variables.is_empty();
+            ensure!(!(run.continues && alters), "{}: its relay has begun already", run.name);
         }
         Ok(())
     }
@@ -169,6 +182,9 @@ impl Run {
     fn spread(self) -> anyhow::Result<Vec<Self>> {
         let Some((option, values)) = self.sweep.first_key_value() else { return Ok(vec![self]) };
         ensure!(self.sweep.len() == 1, "{}: one option is swept, not several", self.name);
+        ensure!(self.point.is_none(), "{}: a sweep has its points itself", self.name);
+        let variable = option.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        let option = variable.unwrap_or(option);
         values
             .iter()
             .map(|value| {
@@ -176,8 +192,12 @@ impl Run {
                 let number = number.with_context(|| format!("{}: a number is swept", self.name))?;
                 let mut run = self.clone();
                 run.name = format!("{}, {option} {number}", self.name);
-                run.options.insert(option.clone(), value.clone());
-                let (of, option) = (self.name.clone(), option.clone());
+                if variable.is_some() {
+                    run.variables.insert(option.to_owned(), value.to_string());
+                } else {
+                    run.options.insert(option.to_owned(), value.clone());
+                }
+                let (of, option) = (self.name.clone(), option.to_owned());
                 run.point = Some(Point { of, option, value: number });
                 Ok(run)
             })
@@ -259,11 +279,16 @@ mod tests {
         options = { events = \"{events}\", in-flight = 128, rate = 1.5 }\n";
 
     #[test]
-    fn the_shipped_file_is_a_plan() {
-        let plan = Plan::parse(include_str!("../../compare.toml")).unwrap();
+    fn the_shipped_files_are_plans() {
+        for text in [include_str!("../../compare.toml"), include_str!("../../scaling.toml")] {
+            assert_is_a_plan(&Plan::parse(text).unwrap());
+        }
+    }
+
+    fn assert_is_a_plan(plan: &Plan) {
         let known = ["port", "data", "events", "bin", "here", "glommio", "peers", "strfry"]
-            .map(|name| (name, "x"));
-        let known = Known(known.map(|(name, value)| (name.into(), value.into())).into());
+            .map(|name| (name.to_owned(), "x".to_owned()));
+        let known = Known(plan.variables.clone().into_iter().chain(known).collect());
         for relay in &plan.relay {
             for text in relay.command.iter().chain(relay.files.values()) {
                 known.fill(text).unwrap();
@@ -303,6 +328,26 @@ mod tests {
         let of = Point { of: "r".into(), option: "in-flight".into(), value: 64.0 };
         assert_eq!(plan.run[1].point, Some(of));
         assert!(Plan::parse(&[HEAD, RELAY, RUN, "sweep = { x = [\"y\"] }\n"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_placeholder_is_swept_by_starting_the_relay_anew() {
+        let swept = "sweep = { \"{shards}\" = [1, 2] }\nserver_cpus = [0, 1]\n";
+        let plan = Plan::parse(&[HEAD, RELAY, RUN, swept].concat()).unwrap();
+        let last = &plan.run[1];
+        assert_eq!((last.name.as_str(), last.variables["shards"].as_str()), ("r, shards 2", "2"));
+        assert!(!last.options.contains_key("shards") && plan.groups().len() == 2);
+        assert_eq!(last.point.as_ref().map(|point| point.option.as_str()), Some("shards"));
+        let own = "point = { of = \"c\", option = \"stored\", value = 10 }\n";
+        let plan = Plan::parse(&[HEAD, RELAY, RUN, own].concat()).unwrap();
+        assert_eq!(plan.run[0].point.as_ref().map(|point| point.value), Some(10.0));
+        for (more, says) in [
+            ([swept, own].concat(), "its points itself"),
+            (format!("{swept}continues = true\n"), "begun already"),
+        ] {
+            let error = Plan::parse(&[HEAD, RELAY, RUN, RUN, &more].concat()).unwrap_err();
+            assert!(format!("{error:#}").contains(says), "{error:#}");
+        }
     }
 
     #[test]

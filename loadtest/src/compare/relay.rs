@@ -27,11 +27,17 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it and waits until it answers a WebSocket handshake.
+    /// Starts it on these CPUs and waits until it answers a WebSocket handshake.
     ///
     /// # Errors
     /// A program that is not there, that ends, or that does not answer in time; with the last lines of its log.
-    pub fn start(plan: &Plan, relay: &Relay, known: &Known, root: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        plan: &Plan,
+        cpus: &[usize],
+        relay: &Relay,
+        known: &Known,
+        root: &Path,
+    ) -> anyhow::Result<Self> {
         let data = tempfile::tempdir_in(root)?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut known = known.clone();
@@ -61,8 +67,8 @@ impl Running {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
-        let child = spawn_on(&plan.server_cpus, &mut command)
-            .with_context(|| format!("{} does not start", words[0]))?;
+        let child =
+            spawn_on(cpus, &mut command).with_context(|| format!("{} does not start", words[0]))?;
         let (url, stop_max) = (known.fill(&relay.url)?, Duration::from_secs(plan.stop_s_max));
         let mut running = Self { child, url, data, stop_max };
         running.answers(Duration::from_secs(plan.ready_s_max)).with_context(|| running.log())?;
@@ -185,7 +191,7 @@ mod tests {
             "trap '' TERM; cat a/b; echo; grep Cpus_allowed_list /proc/self/status; sleep 60 & echo $! $$ > {}; wait",
             pids.display()
         );
-        let error = Running::start(&plan(), &relay(&script), &Known::default(), root.path());
+        let error = Running::start(&plan(), &[0], &relay(&script), &Known::default(), root.path());
         let error = format!("{:#}", error.err().unwrap());
         assert!(
             error.contains("not ready within") && error.contains("Cpus_allowed_list:\t0"),
@@ -203,6 +209,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let error = Running::start(
             &plan(),
+            &[0],
             &relay("echo no config; exit 1"),
             &Known::default(),
             root.path(),
@@ -211,6 +218,6 @@ mod tests {
         assert!(error.contains("ended before") && error.contains("no config"), "{error}");
         let mut missing = relay("");
         missing.command = vec!["/no/such/program".into()];
-        assert!(Running::start(&plan(), &missing, &Known::default(), root.path()).is_err());
+        assert!(Running::start(&plan(), &[0], &missing, &Known::default(), root.path()).is_err());
     }
 }

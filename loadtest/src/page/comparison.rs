@@ -1,4 +1,4 @@
-//! The page of a comparison: its table, then each run's plots, then each sweep's.
+//! The page of a comparison: its table, then its curves, then each run's plots.
 
 use super::plots::{self, Bar, Line, OTHER};
 use super::{escaped, head, quantiles, throughput};
@@ -9,6 +9,13 @@ use crate::compare::{Comparison, Taken, figure, table_text};
 pub fn comparison(comparison: &Comparison) -> anyhow::Result<String> {
     let mut page = head("Relays compared");
     page += &format!("<pre>{}</pre>\n", escaped(&table_text(comparison)));
+    for (of, option) in sweeps(comparison) {
+        page += &format!("<h2>{} by {}</h2>\n", escaped(of), escaped(option));
+        for path in compared(comparison, of) {
+            let lines = swept(comparison, of, path);
+            page.extend(plots::sweep(path, option, path, &lines)?);
+        }
+    }
     for name in runs(comparison) {
         page += &format!("<h2>{}</h2>\n", escaped(name));
         let latency = |one: &Taken| quantiles(one.log.as_deref().unwrap_or(""));
@@ -31,13 +38,6 @@ pub fn comparison(comparison: &Comparison) -> anyhow::Result<String> {
             bars(comparison, name)?,
         ];
         page.extend(plots.into_iter().flatten());
-    }
-    for (of, option) in sweeps(comparison) {
-        page += &format!("<h2>{} by {}</h2>\n", escaped(of), escaped(option));
-        for path in ["server.cpu_us_per_op", "server.syscalls.per_op"] {
-            let lines = swept(comparison, of, path);
-            page.extend(plots::sweep(path, option, path, &lines)?);
-        }
     }
     Ok(page + "</html>\n")
 }
@@ -74,6 +74,14 @@ fn sweeps(comparison: &Comparison) -> Vec<(&str, &str)> {
     sweeps.sort_unstable();
     sweeps.dedup();
     sweeps
+}
+
+/// The figures of a curve's runs.
+fn compared<'a>(comparison: &'a Comparison, of: &str) -> Vec<&'a str> {
+    let is_of = |taken: &&Taken| taken.point.as_ref().is_some_and(|point| point.of == of);
+    let first = comparison.taken.iter().find(is_of).map(|taken| taken.run.as_str());
+    let rows = comparison.rows.iter().filter(|row| Some(row.run.as_str()) == first);
+    rows.map(|row| row.figure.as_str()).collect()
 }
 
 /// A line a relay and round, over the values of the option.
