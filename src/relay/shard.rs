@@ -26,7 +26,7 @@ use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Phase, Session, Subscription,
 };
 use super::subscriptions::SubscriptionIndex;
-use super::tide::Tide;
+use super::tide::{Arrivals, Tide};
 use super::timings::Timings;
 use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
 use crate::wire::batch::Batch;
@@ -199,6 +199,7 @@ pub struct Shard {
     pub(super) stopping: bool,
     pub(super) live_bytes: LiveBytes,
     pub(super) tide: Tide,
+    pub(super) arrivals: Arrivals,
     /// Scratch of one match.
     pub(super) matched: Vec<u32>,
     /// What clients said in this turn, if anybody wants to know.
@@ -231,6 +232,7 @@ impl Shard {
             stopping: false,
             live_bytes: LiveBytes::default(),
             tide: Tide::default(),
+            arrivals: Arrivals::default(),
             matched: Vec::new(),
             captured: None,
         }

@@ -1,5 +1,5 @@
 //! When memory is given back: after much of what was held is gone, and some time has passed without as
-//! much coming again.
+//! much coming again; and after many connections have come, and for some time no other.
 
 use super::shard::{Effect, Now, Shard};
 
@@ -8,6 +8,10 @@ const GONE_BYTES_MIN: u64 = 1 << 20;
 
 /// For so long, in milliseconds.
 const GONE_MS_MIN: u64 = 1_000;
+
+/// So many connections must have come. What their handshakes took for a moment is not held any more, so it
+/// shows nowhere else, and one that then does nothing never has the allocator look.
+const CAME_MIN: u64 = 500;
 
 /// A connection with its subscriptions, but for what their filters list, about, in bytes.
 const CONNECTION_BYTES: u64 = 2 << 10;
@@ -19,6 +23,30 @@ pub(super) struct Tide {
     high: u64,
     /// Since when it has been half of that at most, in milliseconds.
     low_ms: Option<u64>,
+}
+
+/// How many connections have come.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    /// When memory was given back.
+    before: u64,
+    /// And until now, the last of them when.
+    count: u64,
+    last_ms: u64,
+}
+
+impl Arrivals {
+    /// Notes how many have come; whether memory should be given back.
+    fn rest(&mut self, count: u64, now_ms: u64) -> bool {
+        if count != self.count {
+            (self.count, self.last_ms) = (count, now_ms);
+        }
+        let rest = count - self.before >= CAME_MIN && now_ms - self.last_ms >= GONE_MS_MIN;
+        if rest {
+            self.before = count;
+        }
+        rest
+    }
 }
 
 impl Tide {
@@ -54,6 +82,8 @@ impl Shard {
             self.index.shrink_to_fit(self.subscriptions.capacity());
             self.effects.shrink_to_fit();
             self.effects.push_back(Effect::GiveBack);
+        } else if self.arrivals.rest(self.counters.accepted, now.ms) {
+            self.effects.push_back(Effect::GiveBack);
         }
     }
 }
@@ -61,6 +91,25 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_given_back_a_second_after_the_last_of_many_has_come() {
+        let mut arrivals = Arrivals::default();
+        let looks = [
+            (0, 499, false),
+            (2_000, 499, false),
+            (2_250, 500, false),
+            (3_249, 501, false),
+            (4_248, 501, false),
+            (4_249, 501, true),
+            (5_500, 501, false),
+            (6_000, 1_001, false),
+            (7_000, 1_001, true),
+        ];
+        for (ms, count, rest) in looks {
+            assert_eq!(arrivals.rest(count, ms), rest, "{count} connections at {ms} ms");
+        }
+    }
 
     #[test]
     fn memory_is_given_back_once_half_is_gone_for_a_second() {
