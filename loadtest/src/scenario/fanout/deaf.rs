@@ -6,7 +6,8 @@ use crate::server::{Sample, SocketMemory};
 use anyhow::{Context, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
-use std::thread;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// The least a kernel gives to a socket that receives.
@@ -18,11 +19,61 @@ const QUIET: Duration = Duration::from_millis(300);
 /// What the relay may take to let go of the connections that are gone.
 const RELEASE: Duration = Duration::from_secs(2);
 
+/// How often it is looked what they take; the relay cuts them off long before the end.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// See the module.
 pub struct Deaf {
     connections: Vec<Connection>,
     pid: Option<u32>,
-    before: (Option<Sample>, SocketMemory),
+    before: Taken,
+    watch: Watch,
+}
+
+/// What the relay and the kernel hold.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    /// `None` where the relay's process is not known.
+    anonymous_kb: Option<u64>,
+    tcp_bytes: u64,
+}
+
+impl Taken {
+    fn now(pid: Option<u32>) -> Self {
+        let sample = pid.and_then(|pid| Sample::take(pid).ok());
+        Self {
+            anonymous_kb: sample.map(|sample| sample.rss_anonymous_kb),
+            tcp_bytes: SocketMemory::take().tcp_bytes,
+        }
+    }
+}
+
+/// Looks at it while they are there.
+struct Watch {
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<Taken>,
+}
+
+impl Watch {
+    fn start(pid: Option<u32>) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let mut most = Taken::default();
+            while stopped.recv_timeout(LOOK_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let now = Taken::now(pid);
+                most.anonymous_kb = most.anonymous_kb.max(now.anonymous_kb);
+                most.tcp_bytes = most.tcp_bytes.max(now.tcp_bytes);
+            }
+            most
+        });
+        Self { stop, thread }
+    }
+
+    /// The most of each.
+    fn stop(self) -> Taken {
+        drop(self.stop);
+        self.thread.join().expect("the watch panicked")
+    }
 }
 
 /// What became of them.
@@ -43,7 +94,8 @@ impl Deaf {
         filter: &Value,
         pid: Option<u32>,
     ) -> anyhow::Result<Self> {
-        let before = (sample(pid), SocketMemory::take());
+        let before = Taken::now(pid);
+        let watch = Watch::start(pid);
         let target = Target { receive_bytes: Some(RECEIVE_BYTES), ..target.clone() };
         let open = |number: usize| -> anyhow::Result<Connection> {
             let mut connection = Connection::open(&target, number)?;
@@ -54,7 +106,7 @@ impl Deaf {
         let connections = (0..count as usize)
             .map(|number| open(number).with_context(|| format!("deaf subscriber {number}")))
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { connections, pid, before })
+        Ok(Self { connections, pid, before, watch })
     }
 
     /// Reads what has come for them, to the end, and lets them go.
@@ -62,7 +114,7 @@ impl Deaf {
     /// # Errors
     /// The poll fails.
     pub fn resume(self) -> anyhow::Result<Gone> {
-        let during = (sample(self.pid), SocketMemory::take());
+        let most = self.watch.stop();
         let count = self.connections.len();
         let (mut received, mut told, mut cut_off) = (0, 0, 0);
         let mut buffer = vec![0; 64 << 10];
@@ -88,19 +140,14 @@ impl Deaf {
             }
         }
         thread::sleep(RELEASE);
-        let after = sample(self.pid);
-        let anonymous = |sample: &Option<Sample>| sample.as_ref().map(|one| one.rss_anonymous_kb);
+        let (before, after) = (self.before, Taken::now(self.pid));
         let report = json!({
             "count": count, "events_read_in_the_end": received, "told_slow_consumer": told, "cut_off": cut_off,
             "rss_anonymous_kb": {
-                "before": anonymous(&self.before.0), "during": anonymous(&during.0), "after": anonymous(&after),
+                "before": before.anonymous_kb, "most": most.anonymous_kb, "after": after.anonymous_kb,
             },
-            "tcp_bytes_both_ends": {"before": self.before.1.tcp_bytes, "during": during.1.tcp_bytes},
+            "tcp_bytes_both_ends": {"before": before.tcp_bytes, "most": most.tcp_bytes},
         });
         Ok(Gone { received, report })
     }
-}
-
-fn sample(pid: Option<u32>) -> Option<Sample> {
-    pid.and_then(|pid| Sample::take(pid).ok())
 }
