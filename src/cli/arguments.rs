@@ -17,7 +17,8 @@ use crate::config::{Backend, Config, ConfigError, Layers, LogFormat};
         Without a command it runs the relay, on ws://127.0.0.1:7777/ unless told otherwise. The \
         other commands work on a data directory. Those that read may do so at any time. Those that \
         write (import, delete) go through the relay when one runs on the directory, so that \
-        nobody has to stop it.",
+        nobody has to stop it. Those that replace the data file (restore, compact) need it for \
+        themselves.",
     after_help = "Exit codes: 0 done; 1 failed, or differences found; 2 wrong usage or configuration.",
     args_conflicts_with_subcommands = true
 )]
@@ -61,6 +62,18 @@ pub enum Command {
     Info(InfoArguments),
     /// Compare every index with every event; exit 1 on differences
     Check(StoreArguments),
+    /// Write a snapshot of the store to a file, also beside a running relay
+    ///
+    /// The snapshot holds what was committed when it began. The file appears under its name when it
+    /// is whole and on the disk; an existing one is not overwritten.
+    Backup(BackupArguments),
+    /// Make a backup the store of a new or empty data directory, and check it
+    Restore(RestoreArguments),
+    /// Rewrite the data file without its free pages
+    ///
+    /// For a directory that no relay and no other command uses. Needs room for a second file; a
+    /// crash leaves the old file in place, or the new one.
+    Compact(StoreArguments),
     /// Check or print the configuration
     Config(ConfigCommandArguments),
 }
@@ -178,6 +191,29 @@ pub struct InfoArguments {
     /// As one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// For `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArguments {
+    #[command(flatten)]
+    pub store: StoreArguments,
+    /// File to write; in a directory it is named rheostr-SECONDS.mdb, by the time it began
+    #[arg(value_name = "DIR_OR_FILE")]
+    pub to: PathBuf,
+}
+
+/// For `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArguments {
+    #[command(flatten)]
+    pub store: StoreArguments,
+    /// Do not compare every index with every event afterwards
+    #[arg(long)]
+    pub no_check: bool,
+    /// What `backup` wrote
+    #[arg(value_name = "FILE")]
+    pub from: PathBuf,
 }
 
 /// For `config`.

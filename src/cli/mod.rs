@@ -5,6 +5,7 @@
 
 mod arguments;
 mod config;
+mod copies;
 mod failure;
 mod import;
 mod lines;
@@ -35,6 +36,9 @@ pub fn main() -> ExitCode {
         Some(Command::Delete(command)) => tend::delete(&command),
         Some(Command::Info(command)) => tend::info(&command),
         Some(Command::Check(command)) => tend::check(&command),
+        Some(Command::Backup(command)) => copies::backup(&command),
+        Some(Command::Restore(command)) => copies::restore(&command),
+        Some(Command::Compact(command)) => copies::compact(&command),
         Some(Command::Config(command)) => config::run(&command),
     };
     match outcome {

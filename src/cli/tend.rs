@@ -145,7 +145,11 @@ fn describe(report: &Report<'_>) -> String {
 /// Runs `check`.
 pub fn check(arguments: &StoreArguments) -> Result<(), Failure> {
     let (store, _) = open(arguments)?;
-    let report = store.check()?;
+    tell(&store.check()?)
+}
+
+/// Prints what a check found; differences are a failure.
+pub fn tell(report: &store::Report) -> Result<(), Failure> {
     let mut output = Output::stdout();
     for difference in &report.described {
         output.line(difference.as_bytes())?;

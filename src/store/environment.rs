@@ -125,6 +125,23 @@ impl Environment {
         Ok(Self { env, tables, hasher: Hasher::new(hash_key) })
     }
 
+    /// Opens a copy that nobody writes, if it is whole: a page beyond the end of a mapped file
+    /// would end the process.
+    pub fn open_copy(dir: &Path, options: &Options) -> Result<Self, StoreError> {
+        let located =
+            |error: heed::Error| StoreError::from(error).in_directory(dir, options.map_bytes_max);
+        let env = open_env(dir, options, Mode::ReadOnly).map_err(located)?;
+        let pages = env.info().last_page_number as u64 + 1;
+        let bytes = pages * u64::from(env.stat().page_size);
+        let found = env.real_disk_size().map_err(located)?;
+        if found < bytes {
+            let text = format!("{found} bytes are there of {bytes}");
+            return Err(StoreError::Damaged(text));
+        }
+        let (tables, hash_key) = find(&env, dir)?;
+        Ok(Self { env, tables, hasher: Hasher::new(hash_key) })
+    }
+
     /// The last sequence number ever given.
     pub fn last_sequence(&self, txn: &RoTxn<'_>) -> Result<Sequence, StoreError> {
         meta_u64(&self.tables, txn, META_LAST_SEQUENCE)
@@ -255,7 +272,8 @@ fn random_key() -> Result<[u8; 16], StoreError> {
     Ok(key)
 }
 
-fn sync_directory(dir: &Path) -> Result<(), StoreError> {
+/// Makes the names in `dir`, and its own, durable.
+pub(super) fn sync_directory(dir: &Path) -> Result<(), StoreError> {
     let synced = |path: &Path| {
         File::open(path).and_then(|file| file.sync_all()).map_err(StoreError::io(path))
     };
@@ -289,4 +307,32 @@ pub(super) fn lock_directory(dir: &Path) -> Result<File, StoreError> {
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(StoreError::io(&path))?;
     Ok(file)
+}
+
+/// Who else may have the files of a directory open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Others that use the store.
+    Shared,
+    /// Nobody: the data file is about to be replaced.
+    Alone,
+}
+
+/// Locks the files of `dir` for as long as the returned file is open.
+pub(super) fn hold_files(dir: &Path, hold: Hold) -> Result<File, StoreError> {
+    let file = File::open(dir).map_err(StoreError::io(dir))?;
+    let operation = match hold {
+        Hold::Shared => FlockOperation::NonBlockingLockShared,
+        Hold::Alone => FlockOperation::NonBlockingLockExclusive,
+    };
+    match (flock(&file, operation), hold) {
+        (Ok(()), _) => Ok(file),
+        (Err(rustix::io::Errno::WOULDBLOCK), Hold::Shared) => {
+            Err(StoreError::Replaced { dir: dir.into() })
+        }
+        (Err(rustix::io::Errno::WOULDBLOCK), Hold::Alone) => {
+            Err(StoreError::Read { dir: dir.into() })
+        }
+        (Err(error), _) => Err(StoreError::io(dir)(error.into())),
+    }
 }

@@ -35,14 +35,49 @@ pub enum StoreError {
     },
     /// The store was written by a build with another schema.
     #[error(
-        "the store in {dir} has schema {found}; this build reads schema {SCHEMA_VERSION}: \
-         export it with the build that wrote it and import it here"
+        "the store in {dir} has schema {found}, that of {} build; this one reads schema \
+         {SCHEMA_VERSION}: export it with the build that wrote it and import it here",
+        if *found > SCHEMA_VERSION { "a newer" } else { "an older" }
     )]
     Schema {
         /// The data directory.
         dir: PathBuf,
         /// The version found there.
         found: u64,
+    },
+    /// Another process is about to put another data file in place.
+    #[error("{dir} is being compacted, repaired, restored or backed up to by another process")]
+    Replaced {
+        /// The data directory, or that of the copy.
+        dir: PathBuf,
+    },
+    /// Other processes read the store, so its file cannot be replaced.
+    #[error("{dir} is being read by another process: wait for it to end, or end it")]
+    Read {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// A file is in the way, and is not written over.
+    #[error("{path} exists")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory to be restored to is in use for something.
+    #[error("{dir} is not empty (it holds {entry}): restore to a new directory")]
+    NotEmpty {
+        /// The data directory.
+        dir: PathBuf,
+        /// Something in it.
+        entry: String,
+    },
+    /// The file to be restored is none that `backup` wrote, or not all of it.
+    #[error("{path} is no backup: {why}")]
+    NoBackup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// The memory map is used up (`MDB_MAP_FULL`). Nothing of the transaction is durable.
     #[error("the store is full: its map is bounded to {map_bytes_max} bytes")]

@@ -17,6 +17,7 @@
 //! | `plan`, `scan`, `export` | reading |
 //! | `writer`, `readers` | the threads: the only places with a clock and channels |
 //! | `check` | every table against every event |
+//! | `copies`, `beside` | backup, restore, compaction: a data file put in place whole |
 //!
 //! **Invariants**, which [`Store::check`] walks:
 //! - A commit is on disk when [`Store::apply`] returns: no OK before that.
@@ -24,11 +25,14 @@
 //! - Sequence numbers only grow and are never used again, whatever is erased.
 //! - Of an address (NIP-01) at most one version is stored, and its high-water mark names it.
 //! - What is visible depends on which events came in, not on their order (see `apply`).
-//! - No read transaction outlives a slice; only `check` holds one for as long as it runs.
-//! - One process writes a directory; others may read it at the same time.
+//! - No read transaction outlives a slice; only `check` and `backup` hold one for as long as they run.
+//! - One process writes a directory; others may read it at the same time. Whoever replaces the data
+//!   file is alone with it.
 
 mod apply;
+mod beside;
 mod check;
+mod copies;
 mod environment;
 mod error;
 mod export;
@@ -53,6 +57,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 pub use check::Report;
+pub use copies::{Backup, Compacted, Copied};
 pub use environment::Options;
 pub use error::StoreError;
 pub use export::ExportRange;
@@ -63,7 +68,7 @@ pub use scan::{Scan, SliceBudget};
 pub use schema::{CREATED_AT_MAX, SCHEMA_VERSION};
 pub use writer::{CommitSink, CommitStats, Writer, WriterHandle, WriterOptions};
 
-use environment::{Environment, Mode, lock_directory};
+use environment::{Environment, Hold, Mode, hold_files, lock_directory};
 
 use crate::nostr::Filter;
 use crate::relay::ports::{CommitBatch, Query, Sequence, Submission};
@@ -88,6 +93,8 @@ struct Shared {
     environment: RwLock<Option<Arc<Environment>>>,
     /// Held for as long as the store is open for writing.
     _lock: Option<File>,
+    /// Keeps others from replacing the data file.
+    _files: File,
 }
 
 /// What a store holds.
@@ -136,8 +143,9 @@ impl Store {
     /// Opens `dir` for writing and reading; creates it, and a store in it, if need be.
     ///
     /// # Errors
-    /// [`StoreError::Held`] when another writer has it; [`StoreError::Schema`] when another build
-    /// wrote it; otherwise what LMDB or the file system said.
+    /// [`StoreError::Held`] when another writer has it; [`StoreError::Replaced`] while its file is
+    /// being replaced; [`StoreError::Schema`] when another build wrote it; otherwise what LMDB or
+    /// the file system said.
     pub fn open(dir: impl AsRef<Path>, options: &Options) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         let lock = lock_directory(dir)?;
@@ -163,6 +171,10 @@ impl Store {
         mode: Mode,
         lock: Option<File>,
     ) -> Result<Self, StoreError> {
+        let files = hold_files(dir, Hold::Shared)?;
+        if mode == Mode::ReadWrite {
+            beside::remove(&dir.join(copies::REBUILD));
+        }
         let environment = Environment::open(dir, options, mode)?;
         let shared = Shared {
             dir: dir.into(),
@@ -170,6 +182,7 @@ impl Store {
             mode,
             environment: RwLock::new(Some(Arc::new(environment))),
             _lock: lock,
+            _files: files,
         };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Directory, event, hex, id_of, ids, lines, newest_first, note, ok, ok_with, rheostr, run,
-    run_with,
+    Directory, corpus_path, event, hex, id_of, ids, lines, newest_first, note, ok, ok_with,
+    rheostr, run, run_with,
 };
 
 /// Notes of three authors, two at every second.
@@ -225,15 +225,7 @@ fn check_finds_a_damaged_index() {
 
 #[test]
 fn the_corpus_goes_in_once() {
-    let path = std::env::var("RHEOSTR_CORPUS").unwrap_or_else(|_| {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpus/real-events.jsonl").to_owned()
-    });
-    if !std::path::Path::new(&path).is_file() {
-        eprintln!(
-            "SKIPPED: no corpus at {path}; set RHEOSTR_CORPUS to a JSONL file of real events"
-        );
-        return;
-    }
+    let Some(path) = corpus_path() else { return };
     let dir = Directory::new();
     let data = dir.file("data");
     let count = std::fs::read_to_string(&path).unwrap().lines().count();

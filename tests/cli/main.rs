@@ -6,5 +6,6 @@ mod support;
 
 mod beside;
 mod configuration;
+mod copies;
 mod data;
 mod relay;

@@ -120,6 +120,18 @@ pub fn lines(events: &[Value]) -> String {
     events.iter().map(|event| format!("{event}\n")).collect()
 }
 
+/// Where real events are: `$RHEOSTR_CORPUS`, or a place beside the checkout.
+pub fn corpus_path() -> Option<String> {
+    let path = std::env::var("RHEOSTR_CORPUS").unwrap_or_else(|_| {
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpus/real-events.jsonl").to_owned()
+    });
+    if Path::new(&path).is_file() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: no corpus at {path}; set RHEOSTR_CORPUS to a JSONL file of real events");
+    None
+}
+
 /// The ids of JSON lines.
 pub fn ids(lines: &str) -> Vec<String> {
     lines.lines().map(|line| id_of(&serde_json::from_str(line).unwrap())).collect()

@@ -1,6 +1,7 @@
 //! Tests of the store through its public interface.
 
 mod check;
+mod copies;
 mod corpus;
 mod examples;
 mod maintain;
