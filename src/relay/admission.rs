@@ -96,12 +96,13 @@ impl Shard {
         false
     }
 
-    /// Takes the answer to [`Effect::Admit`].
+    /// Takes the answer to [`Effect::Admit`], for which the reader waits.
     pub fn handle_admission(&mut self, key: ConnectionKey, admission: Admission, now: Now) {
         let Some(session) = self.session(key) else { return };
         session.standing = Standing::Settled;
-        let peer_done = session.peer_done;
-        if session.phase != Phase::Head {
+        let (phase, peer_done) = (session.phase, session.peer_done);
+        self.effects.push_back(Effect::ResumeRead(key));
+        if phase != Phase::Head {
             return;
         }
         match admission {
@@ -111,7 +112,9 @@ impl Shard {
                 self.answer_http(key, response, CloseReason::PerIp, now);
             }
             Admission::Unheard => {
-                session.reason = CloseReason::PerIp;
+                if let Some(session) = self.session(key) {
+                    session.reason = CloseReason::PerIp;
+                }
                 return self.remove(key);
             }
         }

@@ -25,7 +25,9 @@ impl Shard {
     pub fn reading(&mut self, key: ConnectionKey) -> Reading {
         match self.session(key) {
             None => Reading::Gone,
-            Some(session) if session.paused || session.has_more() => Reading::Paused,
+            Some(session) if session.paused || session.has_more() || session.is_asked() => {
+                Reading::Paused
+            }
             Some(_) => Reading::Ready,
         }
     }

@@ -253,6 +253,12 @@ impl Session {
         self.phase == Phase::Open && !self.backlog.is_empty()
     }
 
+    /// Whether what was received waits for the answer to [`Effect::Admit`]. What follows a handshake may
+    /// be more than one turn acts on, and only a reader that waits is told to go on.
+    pub(super) fn is_asked(&self) -> bool {
+        self.phase == Phase::Head && self.standing == Standing::Asked
+    }
+
     /// Whether a paused reader may go on. Half of the credit must be back, so that what has been
     /// received is not moved about for one message at a time.
     pub(super) fn may_resume(&self, limits: &Limits) -> bool {

@@ -223,6 +223,37 @@ fn a_proxy_speaks_for_its_clients(backend: &str) {
 }
 
 #[test]
+fn a_client_behind_a_proxy_may_say_much_with_its_handshake_on_tokio_uring() {
+    a_client_behind_a_proxy_may_say_much_with_its_handshake("tokio-uring");
+}
+
+#[test]
+fn a_client_behind_a_proxy_may_say_much_with_its_handshake_on_epoll() {
+    a_client_behind_a_proxy_may_say_much_with_its_handshake("epoll");
+}
+
+#[cfg(feature = "glommio")]
+#[test]
+fn a_client_behind_a_proxy_may_say_much_with_its_handshake_on_glommio() {
+    a_client_behind_a_proxy_may_say_much_with_its_handshake("glommio");
+}
+
+/// Its handshake is acted on when its place is granted, and so is all that came with it, more than one turn
+/// acts on.
+fn a_client_behind_a_proxy_may_say_much_with_its_handshake(backend: &str) {
+    let relay = Relay::start(backend);
+    let mut raw = relay.connect(0, 200);
+    let close = Frame::new(opcode::TEXT, r#"["CLOSE","x"]"#).bytes();
+    let last = Frame::new(opcode::TEXT, r#"["REQ","last",{"limit":0}]"#).bytes();
+    let head = request(&["203.0.113.7"]).into_bytes();
+    raw.send(&[head, close.repeat(1_000), last].concat());
+    assert!(raw.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(raw.next(), Seen::Text(r#"["EOSE","last"]"#.into()));
+    drop(raw);
+    assert!(relay.server.stop().success());
+}
+
+#[test]
 fn aborted_connections_give_their_places_back_on_tokio_uring() {
     aborted_connections_give_their_places_back("tokio-uring");
 }

@@ -56,6 +56,28 @@ fn behind_a_proxy_the_client_is_asked_for_when_its_head_is_read() {
     assert_eq!(relay.asked(key), None);
 }
 
+/// More may follow the head than one turn acts on: the reader waits for the answer, and is told to go on.
+#[test]
+fn what_follows_the_head_is_read_to_its_end() {
+    let mut relay = Relay::new(Limits::default());
+    let key = relay.core.handle_accept(PROXY, Arrival::Proxy, relay.now);
+    let mut bytes = forwarded("203.0.113.9").into_bytes();
+    (0..1_000).for_each(|_| bytes.extend(masked(Opcode::Text, br#"["CLOSE","x"]"#)));
+    bytes.extend(masked(Opcode::Text, LIVE.as_bytes()));
+    assert_eq!(relay.send(key, &bytes), Reading::Paused);
+    assert!(relay.asked(key).is_some());
+    relay.admit(key, Admission::Granted);
+    let resumed =
+        |effect: Effect| matches!(effect, Effect::ResumeRead(k) if k == key).then_some(());
+    let mut turns = 0;
+    while !relay.take(resumed).is_empty() {
+        relay.core.handle_resumed(key, relay.now);
+        turns += 1;
+    }
+    assert_eq!((relay.core.reading(key), turns), (Reading::Ready, 3));
+    assert!(relay.hear_raw(key).ends_with(EOSE.as_bytes()));
+}
+
 #[test]
 fn who_has_enough_connections_is_told_so() {
     let mut relay = Relay::new(Limits::default());
