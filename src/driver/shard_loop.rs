@@ -252,10 +252,10 @@ impl<B: Backend> ShardLoop<B> {
 
     /// One tick; whether another should follow at once.
     fn tick(self: &Rc<Self>) -> bool {
-        let looked_max =
-            self.core.borrow().looked() + u64::from(self.tuning.deliveries_per_tick_max);
+        let worked_max =
+            self.core.borrow().worked() + u64::from(self.tuning.deliveries_per_tick_max);
         for _ in 0..self.tuning.shard_messages_per_tick_max {
-            if self.core.borrow().looked() >= looked_max {
+            if self.core.borrow().worked() >= worked_max {
                 break;
             }
             match self.mailbox.from_shards() {

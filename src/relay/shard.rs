@@ -441,13 +441,10 @@ impl Shard {
                 next = Some(at);
                 break;
             }
-            let (deflated, looked_at) = (self.deflater.taken_bytes(), self.index.evaluated());
+            let worked = self.worked();
             let matched = self.publish(event, Some(*sequence), now);
             events += u64::from(matched > 0);
-            deliveries += matched;
-            deliveries += (self.index.evaluated() - looked_at) / LOOKS_PER_DELIVERY;
-            let deflated = self.deflater.taken_bytes() - deflated;
-            deliveries += deflated / DEFLATED_BYTES_PER_DELIVERY;
+            deliveries += self.worked() - worked;
             self.last_sequence = self.last_sequence.max(*sequence);
         }
         if events > 0 {
@@ -493,10 +490,12 @@ impl Shard {
         self.publish(event, None, now)
     }
 
-    /// What matching has cost so far, in deliveries.
+    /// What matching and deflating have cost so far, in deliveries.
     #[must_use]
-    pub fn looked(&self) -> u64 {
-        self.index.evaluated() / LOOKS_PER_DELIVERY + self.counters.matched_live
+    pub fn worked(&self) -> u64 {
+        self.index.evaluated() / LOOKS_PER_DELIVERY
+            + self.deflater.taken_bytes() / DEFLATED_BYTES_PER_DELIVERY
+            + self.counters.matched_live
     }
 
     /// Takes another shard's word on an ephemeral event of ours.

@@ -173,6 +173,17 @@ fn a_commit_stops_early_when_deflating_takes_its_time() {
 }
 
 #[test]
+fn deflating_what_another_shard_sent_is_work_too() {
+    let mut relay = relay(Accept::On);
+    let key = connect(&mut relay, "");
+    relay.say(key, LIVE);
+    let before = relay.core.worked();
+    assert_eq!(relay.core.handle_ephemeral(&long_event(0, 8_000), relay.now), 1);
+    let worked = relay.core.worked() - before;
+    assert!((1_000..1_200).contains(&worked), "8 KB count as a thousand deliveries: {worked}");
+}
+
+#[test]
 fn stored_events_are_deflated_a_batch_at_a_time() {
     let mut relay = relay(Accept::On);
     let key = connect(&mut relay, "");
