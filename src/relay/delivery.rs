@@ -149,12 +149,13 @@ impl Shard {
         }
     }
 
-    /// The relay stops: subscriptions end but for what already waits in their live queues.
+    /// The relay stops: subscriptions end but for what already waits in their queues. That is all of it where
+    /// the stored query is done; one that is not ends without its EOSE.
     pub(super) fn stop_scans(&mut self, key: ConnectionKey) {
         self.stop_matching(key);
         let Some(session) = self.session(key) else { return };
         for slot in session.subscriptions.clone() {
-            if self.subscriptions[slot as usize].stage != Stage::Live {
+            if matches!(self.subscriptions[slot as usize].stage, Stage::Scanning | Stage::Paused) {
                 self.end_kept(slot);
             }
         }

@@ -218,6 +218,28 @@ fn shutdown_sends_what_is_owed_before_it_says_goodbye() {
     assert_eq!(relay.core.counters().closed_shutdown, 2);
 }
 
+/// What a stored query found is owed once all of it has been found, and so is what came after it.
+#[test]
+fn shutdown_sends_the_rest_of_a_query_that_is_done() {
+    let mut relay = Relay::new(Limits { outbox_messages_max: 2, ..Limits::default() });
+    let key = relay.connect();
+    relay.say(key, r#"["REQ","done",{}]"#);
+    relay.say(key, r#"["REQ","half",{}]"#);
+    let scans = relay.scans();
+    relay.chunk(scans[0], &events(4), true);
+    relay.chunk(scans[1], &events(4), false);
+    relay.publish(&event("live"));
+    relay.core.handle_shutdown(relay.now);
+    let mut expected: Vec<_> = (0..4).map(|n| format!("done \"{n}\"")).collect();
+    expected.extend([r#"["EOSE","done"]"#.into(), "done \"live\"".into()]);
+    expected.push("close 1001 relay is stopping".into());
+    assert_eq!(relay.hear(key), expected);
+    relay.core.handle_eof(key, relay.now);
+    assert!(relay.core.is_done());
+    let c = relay.core.counters();
+    assert_eq!((c.matched_live, c.delivered_live, c.abandoned_live, c.scans), (2, 1, 1, 0));
+}
+
 #[test]
 fn who_does_not_read_the_goodbye_is_left_behind() {
     let mut relay = Relay::new(Limits::default());

@@ -443,8 +443,10 @@ impl Node {
         let core = &mut self.core;
         for (key, socket) in &mut self.sockets {
             if socket.expect.end == End::Open {
-                let is_live = |name| stage(core, *key, name) == Some(Stage::Live);
-                socket.expect.stop(Some(1001), is_live);
+                let has_all = |name| {
+                    matches!(stage(core, *key, name), Some(Stage::Finishing | Stage::Live))
+                };
+                socket.expect.stop(Some(1001), has_all);
             }
             let session = core.session(*key).expect("a socket has its session");
             let (stream, owed) = (session.outbox.stream_len(), session.replies_owed);
