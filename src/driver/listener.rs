@@ -30,7 +30,8 @@ const OUT_OF_FILES_PAUSE: Duration = Duration::from_millis(100);
 /// Opens `count` listening sockets on one address; port 0 is chosen by the kernel once for all. The
 /// kernel holds `send_buffer_bytes_max` for each accepted socket, and takes about `not_sent_bytes_max`
 /// beyond what it can send: what overtakes in the outbox waits behind no more than that and what is on its
-/// way.
+/// way. What the peer does not acknowledge within `unacked_max` it drops, with the connection: also after
+/// the socket is closed, when nobody else looks.
 ///
 /// # Errors
 /// When the address is taken, by whomever: `SO_REUSEPORT` alone would let two relays share a port
@@ -40,6 +41,7 @@ pub fn listen(
     count: usize,
     send_buffer_bytes_max: usize,
     not_sent_bytes_max: u32,
+    unacked_max: Duration,
 ) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
     drop(TcpListener::bind(address)?);
     let mut address = address;
@@ -50,10 +52,11 @@ pub fn listen(
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
-        // Accepted sockets inherit both. Left to itself the kernel takes some 4 MiB for a peer that
-        // never reads.
+        // Accepted sockets inherit all three. Left to itself the kernel takes some 4 MiB for a peer that
+        // never reads, and keeps it for minutes when that has closed its side.
         socket.set_send_buffer_size(send_buffer_bytes_max)?;
         socket.set_tcp_notsent_lowat(not_sent_bytes_max)?;
+        socket.set_tcp_user_timeout(Some(unacked_max))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         if let Some(bound) = socket.local_addr()?.as_socket() {
@@ -127,13 +130,49 @@ pub(super) fn stop(listener: &impl AsFd) {
 mod tests {
     use super::*;
 
+    const UNACKED_MAX: Duration = Duration::from_secs(1);
+
+    fn open(address: SocketAddr, count: usize) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
+        listen(address, count, 1 << 16, 1 << 14, UNACKED_MAX)
+    }
+
     #[test]
     fn an_address_in_use_is_refused_even_by_reuseport_sockets() {
-        let (first, address) = listen("127.0.0.1:0".parse().unwrap(), 3, 1 << 16, 1 << 16).unwrap();
+        let (first, address) = open("127.0.0.1:0".parse().unwrap(), 3).unwrap();
         assert_eq!(first.len(), 3);
-        let error = listen(address, 1, 1 << 16, 1 << 16).unwrap_err();
+        let error = open(address, 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        assert!(listen(address, 2, 1 << 16, 1 << 16).is_ok());
+        assert!(open(address, 2).is_ok());
+    }
+
+    /// A peer reads nothing and ends its side; the socket is closed with bytes for it, in order. The kernel
+    /// would offer them to it for minutes.
+    #[test]
+    fn the_kernel_forgets_what_a_peer_does_not_take_after_the_end() {
+        let (listeners, address) = open("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let client = RawSocket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_recv_buffer_size(2_304).unwrap();
+        client.connect(&address.into()).unwrap();
+        let served = accept_with(&listeners[0], SocketFlags::NONBLOCK).unwrap();
+        while rustix::io::write(&served, &[7; 8_192]).is_ok() {}
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        rustix::net::shutdown(&served, rustix::net::Shutdown::Both).unwrap();
+        let of_client = |state: &str| {
+            let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let end = format!(":{:04X}", address.port());
+            let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+            rows.any(|row| row[1].ends_with(&end) && row[3] == state)
+        };
+        const LAST_ACK: &str = "09";
+        drop(served);
+        assert!(of_client(LAST_ACK), "the kernel keeps it for a while");
+        for _ in 0..80 {
+            if !of_client(LAST_ACK) {
+                return;
+            }
+            std::thread::sleep(UNACKED_MAX / 8);
+        }
+        panic!("ten times as long as it may");
     }
 }

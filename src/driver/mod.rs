@@ -26,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::relay::counters::Counters;
 use crate::relay::ports::{CommitBatch, Sequence};
@@ -202,11 +203,14 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
     let Mesh { addresses, mailboxes } = config.mesh;
     let shards = mailboxes.len();
     let send_buffer_bytes_max = config.limits.send_buffer_bytes_max as usize;
+    // While a connection lasts its shard looks, and counts it; the kernel looks after that.
+    let unacked_max = 2 * Duration::from_millis(config.limits.write_stall_ms_max.into());
     let (sockets, address) = listener::listen(
         config.listen,
         shards,
         send_buffer_bytes_max,
         config.tuning.unsent_bytes_max,
+        unacked_max,
     )
     .map_err(|error| StartError::Listen { address: config.listen, error })?;
     let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();

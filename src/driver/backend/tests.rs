@@ -64,7 +64,8 @@ async fn until<B: Backend>(what: &str, done: impl Fn() -> bool) {
 /// A listener as the relay's.
 fn listen() -> (OwnedFd, SocketAddr) {
     let (mut sockets, address) =
-        listener::listen("127.0.0.1:0".parse().unwrap(), 1, 256 << 10, 128 << 10).unwrap();
+        listener::listen("127.0.0.1:0".parse().unwrap(), 1, 256 << 10, 128 << 10, PATIENCE)
+            .unwrap();
     (sockets.remove(0), address)
 }
 
