@@ -69,12 +69,15 @@ impl Shard {
         }
         let Some(session) = self.session(key) else { return };
         match session.phase {
-            Phase::Head if late(session.phase_ms, limits.handshake_ms_max) => {
+            Phase::Head
+                if late(session.phase_ms, limits.handshake_ms_max)
+                    && !planted(Bug::HandshakeUnbounded) =>
+            {
                 let response = HttpError::Timeout.response();
                 self.answer_http(key, response, CloseReason::Timeout, now);
             }
             Phase::Draining | Phase::Closing { .. }
-                if late(session.phase_ms, limits.drain_ms_max) =>
+                if late(session.phase_ms, limits.drain_ms_max) && !planted(Bug::DrainUnbounded) =>
             {
                 session.reason = CloseReason::Timeout;
                 self.remove(key);

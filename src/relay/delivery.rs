@@ -104,7 +104,9 @@ impl Shard {
         if let Some(&slot) = found {
             self.counters.subscriptions_closed += 1;
             self.end_subscription(slot);
-        } else if let Some(session) = self.session(key) {
+        } else if let Some(session) = self.session(key)
+            && !planted(Bug::ClosedStays)
+        {
             session.outbox.purge_id(id);
         }
         // The room that was theirs is for those who wait, and no batch may come to hand it on.

@@ -31,6 +31,10 @@ bugs! {
     CloseBeforeQueued,
     /// What a client is owed is forgotten when it ends its side.
     EndForgetsAnswers,
+    /// A connection whose request does not come is kept.
+    HandshakeUnbounded,
+    /// A closing connection that does not read what is queued for it is kept.
+    DrainUnbounded,
 
     // Pings and stalled peers.
     /// A connection that answers no ping is kept.
@@ -89,6 +93,8 @@ bugs! {
     SliceToStranger,
     /// The unsent frames of a closed subscription are sent.
     CloseLeavesFrames,
+    /// The CLOSED of a subscription the relay ended stays when a REQ of that id follows.
+    ClosedStays,
     /// A purge takes the frames of every subscription of that id.
     PurgeById,
     /// The room of a closed subscription is not handed on.
@@ -109,6 +115,8 @@ bugs! {
     LagEndsConnection,
     /// Any number of events waits for one connection.
     ReferencesUnbounded,
+    /// Any number of bytes of live events waits in a shard.
+    LiveBytesUnbounded,
     /// Events wait for a slow reader for ever.
     AgeUnbounded,
     /// Waiting for the stored query counts as being slow.

@@ -43,7 +43,7 @@ impl Shard {
     /// makes more room than is needed, so that the next event does not have it look again.
     pub(super) fn end_furthest_behind(&mut self) {
         let bytes_max = self.setup.limits.live_bytes_max as usize;
-        if self.live_bytes.get() <= bytes_max {
+        if self.live_bytes.get() <= bytes_max || planted(Bug::LiveBytesUnbounded) {
             return;
         }
         let oldest = |(slot, subscription): (usize, &Subscription)| {

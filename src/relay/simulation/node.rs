@@ -416,6 +416,10 @@ impl Node {
         assert!(ended <= slow, "a subscription ended before its time");
         let left = self.core.subscriptions.iter().any(|(_, s)| too_old(s));
         assert!(!left, "an event has waited too long");
+        let closing = |session: &Session| !matches!(session.phase, Phase::Head | Phase::Open);
+        let kept =
+            |session: &Session| closing(session) && late(session.phase_ms, limits.drain_ms_max);
+        assert!(!self.core.sessions.iter().any(|(_, s)| kept(s)), "its end has taken too long");
         let unanswered = after.closed_silent - before.closed_silent;
         assert!(unanswered <= silent, "a connection that was heard is not silent");
         self.seen.add(Seen::LiveTooOld, ended);
