@@ -244,6 +244,12 @@ pub const KEYS: &[Key] = &[
         "Stored events per filter: caps its limit, and is the limit of a filter without one.",
     ),
     key(
+        "limits.connection_queries_max",
+        Allowed::Number(1, 100_000),
+        "Stored queries of one connection under way at once, each with a slice of what it found; the \
+         others wait for their turn.",
+    ),
+    key(
         "limits.outbox_messages_max",
         Allowed::Number(1, 100_000),
         "Frames waiting in one connection's subscription stream; a stored query pauses there.",

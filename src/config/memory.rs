@@ -65,15 +65,17 @@ fn deflate_bytes(accept: Accept, message: u64) -> (u64, u64) {
 pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let (limits, tuning) = (&config.limits, &config.tuning);
     let message = u64::from(limits.message_bytes_max);
-    // A tag's text is held in the filter and in the index; all the texts came in one message.
+    // A tag's text is held in the filter and in the index, and with the whole filter once more in the query;
+    // all of them came in one message.
     let subscription = u64::from(limits.filters_max) * FILTER_BYTES
         + u64::from(limits.filter_values_max) * bytes(VALUE_BYTES_MAX)
-        + 2 * message;
+        + 3 * message;
     let subscriptions = u64::from(limits.subscriptions_max);
     let waiting = (subscriptions * u64::from(limits.live_queue_events_max))
         .min(limits.connection_live_events_max.into());
     let ranges = u64::from(limits.filter_values_max) + RANGES_MAX;
     let query = ranges * RANGE_BYTES + u64::from(tuning.slice_bytes_max);
+    let queries = subscriptions.min(limits.connection_queries_max.into());
     let store = &config.store;
     let shards = config.shard_count() as u64;
     let (window, deflate) = deflate_bytes(config.deflate, message);
@@ -81,7 +83,8 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
         connections,
         per_connection: vec![
             ("session", CONNECTION_BYTES),
-            ("message being read", message),
+            // Where it comes in parts its buffer has grown, and what came after the last of them waits too.
+            ("message being read", 2 * message + u64::from(tuning.scratch_bytes)),
             ("window", window),
             ("events to verify", bytes(VERIFY_BYTES_MAX) + message),
             ("outbox", limits.outbox_bytes_max.into()),
@@ -90,7 +93,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("replies", u64::from(limits.replies_max) * REPLY_BYTES),
             ("subscriptions", subscriptions * subscription),
             ("waiting events", waiting * bytes(LIVE_ROOM_FACTOR) * LIVE_EVENT_BYTES),
-            ("stored queries", subscriptions * query),
+            ("stored queries", queries * query),
             ("address", ADDRESS_BYTES),
         ],
         shared: vec![

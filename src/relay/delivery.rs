@@ -51,16 +51,19 @@ impl Shard {
         let slot = u32::try_from(entry.key()).expect("fewer subscriptions than 2^32");
         let wants_stored =
             filters.iter().any(|filter| filter.limit != Some(0) && !filter.is_unsatisfiable());
+        let filed = match wants_stored || !planted(Bug::LimitZeroNotLive) {
+            true => self.index.insert(slot, &filters),
+            false => Box::default(),
+        };
+        let limit_max = u64::from(self.setup.limits.filter_limit_max);
         entry.insert(Subscription {
             connection: key,
             name: Name::new(id),
             generation,
             filed_at: self.last_sequence,
-            stage: if wants_stored { Stage::Scanning } else { Stage::Finishing },
-            filters: match wants_stored || !planted(Bug::LimitZeroNotLive) {
-                true => self.index.insert(slot, &filters),
-                false => Box::default(),
-            },
+            stage: if wants_stored { Stage::Unbegun } else { Stage::Finishing },
+            query: wants_stored.then(|| Box::new(Query { filters, limit_max })),
+            filters: filed,
             snapshot: None,
             asked_us: self.turn_us,
             live_ms: 0,
@@ -68,17 +71,40 @@ impl Shard {
             live: VecDeque::new(),
             is_waiting: false,
         });
-        if let Some(session) = self.session(key) {
-            session.subscriptions.push(slot);
-        }
+        let Some(session) = self.session(key) else { return };
+        session.subscriptions.push(slot);
         if wants_stored {
-            let limit_max = u64::from(self.setup.limits.filter_limit_max);
-            let query = Query { filters, limit_max };
+            session.unbegun += 1;
             self.counters.scans += 1;
-            self.effects.push_back(Effect::StartScan(ScanKey::new(slot, generation), query));
+            self.begin_queries(key);
         } else {
+            session.queries += 1;
             self.wait_turn(slot);
             self.pump(key, now);
+        }
+    }
+
+    /// Begins the stored queries that are next. Each holds its place in the store and a slice of events, so a
+    /// connection has a few at a time, however many it asks for.
+    fn begin_queries(&mut self, key: ConnectionKey) {
+        let queries_max = self.setup.limits.connection_queries_max;
+        let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+            return;
+        };
+        while session.unbegun > 0
+            && (session.queries < queries_max || planted(Bug::QueriesUnbounded))
+        {
+            let mut slots = session.subscriptions.iter().copied();
+            let is_unbegun =
+                |slot: &u32| self.subscriptions[*slot as usize].stage == Stage::Unbegun;
+            let slot = slots.find(is_unbegun).expect("one for each that is counted");
+            session.unbegun -= 1;
+            let subscription = &mut self.subscriptions[slot as usize];
+            let query = subscription.query.take().expect("it has not begun");
+            subscription.stage = Stage::Scanning;
+            session.queries += 1;
+            let scan = ScanKey::new(slot, subscription.generation);
+            self.effects.push_back(Effect::StartScan(scan, *query));
         }
     }
 
@@ -121,17 +147,21 @@ impl Shard {
         if !planted(Bug::IndexLeak) {
             self.index.remove(&subscription.filters);
         }
-        if matches!(subscription.stage, Stage::Scanning | Stage::Paused) {
+        let stage = subscription.stage;
+        if matches!(stage, Stage::Scanning | Stage::Paused) && !planted(Bug::ScanRunsOn) {
             let key = ScanKey::new(slot, subscription.generation);
-            self.counters.scans -= 1;
-            if !planted(Bug::ScanRunsOn) {
-                self.effects.push_back(Effect::CancelScan(key));
-            }
+            self.effects.push_back(Effect::CancelScan(key));
         }
+        self.counters.scans -= u64::from(!matches!(stage, Stage::Finishing | Stage::Live));
         let waiting = subscription.live.len();
         self.counters.abandoned_live += waiting as u64;
         if let Some(session) = self.session(subscription.connection) {
             session.subscriptions.retain(|other| *other != slot);
+            match stage {
+                Stage::Unbegun => session.unbegun -= 1,
+                Stage::Live => {}
+                _ => session.queries -= 1,
+            }
             session.live_waiting -= u32::try_from(waiting).expect("a part of their sum");
             if subscription.is_waiting {
                 session.waiting.retain(|other| *other != slot);
@@ -140,13 +170,17 @@ impl Shard {
                 let purged = session.outbox.purge(&subscription.name);
                 self.counters.purged_events += purged;
             }
+            if !planted(Bug::QueryForgotten) {
+                self.begin_queries(subscription.connection);
+            }
         }
     }
 
     /// Ends every subscription of a connection.
     pub(super) fn end_subscriptions(&mut self, key: ConnectionKey) {
         let Some(session) = self.session(key) else { return };
-        for slot in session.subscriptions.clone() {
+        // The last first: hardly a query begins in the stead of one that ends.
+        for slot in session.subscriptions.clone().into_iter().rev() {
             self.end_subscription(slot);
         }
     }
@@ -156,8 +190,8 @@ impl Shard {
     pub(super) fn stop_scans(&mut self, key: ConnectionKey) {
         self.stop_matching(key);
         let Some(session) = self.session(key) else { return };
-        for slot in session.subscriptions.clone() {
-            if matches!(self.subscriptions[slot as usize].stage, Stage::Scanning | Stage::Paused) {
+        for slot in session.subscriptions.clone().into_iter().rev() {
+            if !matches!(self.subscriptions[slot as usize].stage, Stage::Finishing | Stage::Live) {
                 self.end_kept(slot);
             }
         }
@@ -328,7 +362,7 @@ impl Shard {
                     continue;
                 }
                 match subscription.stage {
-                    Stage::Scanning => break true,
+                    Stage::Unbegun | Stage::Scanning => break true,
                     Stage::Paused => {
                         subscription.stage = Stage::Scanning;
                         let scan = ScanKey::new(slot, subscription.generation);
@@ -344,6 +378,7 @@ impl Shard {
                             session.outbox.push_eose(&subscription.name);
                         }
                         subscription.stage = Stage::Live;
+                        session.queries -= 1;
                         subscription.live_ms = now.ms;
                         subscription.stored = VecDeque::new();
                         moved = true;
@@ -372,6 +407,7 @@ impl Shard {
         }
         if moved {
             self.ask_write(key);
+            self.begin_queries(key);
         }
     }
 }

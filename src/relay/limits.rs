@@ -31,6 +31,9 @@ pub struct Limits {
     pub filter_values_max: u32,
     /// Stored events per filter: caps `limit`, and is the limit of a filter without one.
     pub filter_limit_max: u32,
+    /// Stored queries of one connection under way at once, each with a slice of what it found; the others
+    /// wait for their turn.
+    pub connection_queries_max: u32,
     /// Frames waiting in one connection's subscription stream; a stored scan pauses there.
     pub outbox_messages_max: u32,
     /// Bytes waiting in one connection's subscription stream.
@@ -77,6 +80,7 @@ impl Default for Limits {
             filters_max: 20,
             filter_values_max: 10_000,
             filter_limit_max: 5_000,
+            connection_queries_max: 8,
             outbox_messages_max: 100,
             outbox_bytes_max: 1 << 20,
             replies_max: 512,

@@ -87,6 +87,10 @@ bugs! {
     PastHighWater,
     /// A stored query that paused never goes on.
     ScanStuck,
+    /// A connection has as many stored queries under way as it asks for.
+    QueriesUnbounded,
+    /// A stored query that waits for another does not begin when that is cancelled.
+    QueryForgotten,
     /// A stored query outlives its subscription.
     ScanRunsOn,
     /// A late slice goes to the next subscription in its slot.

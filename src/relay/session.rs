@@ -20,7 +20,7 @@ use super::echo::Echo;
 use super::limits::Limits;
 use super::outbox::{Name, Outbox, Payload};
 use super::planted::{Bug, planted};
-use super::ports::Sequence;
+use super::ports::{Query, Sequence};
 use super::shard::Effect;
 use crate::nostr::{Candidate, Event, SubscriptionId};
 use crate::wire::deflate::{Deflater, WindowBits};
@@ -104,10 +104,14 @@ pub(super) struct Session {
     /// last credit was used.
     pub(super) backlog: Vec<u8>,
     pub(super) outbox: Outbox,
-    /// Slots of its subscriptions.
+    /// Slots of its subscriptions, in the order of their REQs.
     pub(super) subscriptions: Vec<u32>,
     /// Those with events that wait for room in the outbox, served in turn.
     pub(super) waiting: VecDeque<u32>,
+    /// How many of them have a stored query that has not begun.
+    pub(super) unbegun: u32,
+    /// How many of the others have not had their EOSE queued.
+    pub(super) queries: u32,
     /// Live events in the queues of all its subscriptions.
     pub(super) live_waiting: u32,
     /// Messages read whose answer has not left for the socket.
@@ -171,6 +175,8 @@ impl Session {
             outbox: Outbox::default(),
             subscriptions: Vec::new(),
             waiting: VecDeque::new(),
+            unbegun: 0,
+            queries: 0,
             live_waiting: 0,
             replies_owed: 0,
             verify: VecDeque::new(),
@@ -280,6 +286,8 @@ pub const LIVE_ROOM_FACTOR: usize = 4;
 /// Where a subscription stands between stored and live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// The stored query waits for others of its connection to end.
+    Unbegun,
     /// A slice of the stored query is being read.
     Scanning,
     /// The slice before has been handed on; the next is asked for when there is room.
@@ -358,6 +366,8 @@ pub(super) struct Subscription {
     /// The last sequence number the shard had been told of when this was filed in the index.
     pub(super) filed_at: Sequence,
     pub(super) stage: Stage,
+    /// The stored query, until it begins.
+    pub(super) query: Option<Box<Query>>,
     /// Slots in the index.
     pub(super) filters: Box<[u32]>,
     /// The last sequence number its stored query covers, once its first slice has come.

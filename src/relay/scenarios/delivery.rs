@@ -55,6 +55,51 @@ fn a_stored_query_pauses_at_high_water_and_goes_on_when_its_slice_has_left() {
     assert_eq!(relay.hear(key), [EOSE]);
 }
 
+/// Each query under way holds a slice of events; the next begins when one has had its EOSE, or is cancelled.
+#[test]
+fn of_many_stored_queries_a_few_are_under_way_at_once() {
+    let limits = Limits { connection_queries_max: 2, outbox_messages_max: 2, ..Limits::default() };
+    let mut relay = Relay::new(limits);
+    let (key, other) = (relay.connect(), relay.connect());
+    let req = |name: &str| format!("[\"REQ\",\"{name}\",{{}}]");
+    let eose = |name: &str| format!("[\"EOSE\",\"{name}\"]");
+    for name in ["a", "b", "c", "d", "e"] {
+        relay.say(key, &req(name));
+    }
+    let begun = relay.scans();
+    assert_eq!((begun.len(), relay.core.counters().scans), (2, 5));
+    relay.say(other, &req("mine"));
+    assert_eq!(relay.scans().len(), 1, "each connection has its own");
+    relay.publish(&event("live"));
+    relay.chunk(begun[0], &events(3), true);
+    assert_eq!(relay.scans(), [], "two events wait in the outbox, one behind them, and the EOSE");
+    assert_eq!(relay.hear(key), ["a \"0\"", "a \"1\"", "a \"2\"", &eose("a")]);
+    let third = relay.scans();
+    assert_eq!(third.len(), 1);
+    relay.say(key, r#"["CLOSE","d"]"#);
+    assert_eq!(relay.scans(), [], "it had not begun");
+    relay.say(key, r#"["CLOSE","b"]"#);
+    let last = relay.scans();
+    assert_eq!(last.len(), 1);
+    relay.core.handle_eof(key, relay.now);
+    for (scan, name) in [(third[0], "c"), (last[0], "e")] {
+        assert_eq!(
+            relay.core.filed_at(scan),
+            Some(0),
+            "as far as its REQ saw, however late it began"
+        );
+        let chunk = Chunk { snapshot: 0, done: true, ..Chunk::default() };
+        assert!(relay.core.handle_chunk(scan, chunk, relay.now));
+        let live = format!("{name} \"live\"");
+        let mut expected = vec![eose(name), live];
+        expected.extend((name == "e").then(String::new));
+        assert_eq!(relay.hear(key), expected);
+    }
+    assert!(relay.was_released(key));
+    relay.core.handle_broken(other);
+    assert_eq!(relay.core.counters().scans, 0);
+}
+
 #[test]
 fn a_subscription_the_relay_ended_keeps_its_place_until_its_closed_has_left() {
     let limits = Limits {

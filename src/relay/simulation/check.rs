@@ -33,6 +33,17 @@ pub fn core(core: &Shard) {
         let references = slots.map(|slot| core.subscriptions[*slot as usize].live.len());
         assert_eq!(session.live_waiting as usize, references.sum::<usize>());
         assert!(session.live_waiting <= limits.connection_live_events_max);
+        let stages = |of: &[Stage]| {
+            let slots = session.subscriptions.iter();
+            slots.filter(|slot| of.contains(&core.subscriptions[**slot as usize].stage)).count()
+        };
+        let unbegun = stages(&[Stage::Unbegun]);
+        assert_eq!(session.unbegun as usize, unbegun);
+        let queries = stages(&[Stage::Scanning, Stage::Paused, Stage::Finishing]);
+        assert_eq!(session.queries as usize, queries);
+        let queries_max = limits.connection_queries_max as usize;
+        assert!(stages(&[Stage::Scanning, Stage::Paused]) <= queries_max);
+        assert!(unbegun == 0 || queries >= queries_max, "a query waits for others");
         let served = session.waiting.is_empty() || session.outbox.stream_len() > 0;
         assert!(served, "nobody waits without a batch to come");
         // An EOSE an open subscription, a CLOSED one that was ended: each has its place.
@@ -50,7 +61,9 @@ pub fn core(core: &Shard) {
         assert!(subscription.live.len() <= limits.live_queue_events_max as usize);
         live += subscription.live.len() as u64;
         filed += subscription.filters.len();
-        scans += u64::from(matches!(subscription.stage, Stage::Scanning | Stage::Paused));
+        let done = matches!(subscription.stage, Stage::Finishing | Stage::Live);
+        assert_eq!(subscription.query.is_some(), subscription.stage == Stage::Unbegun);
+        scans += u64::from(!done);
     }
     assert_eq!(owned, core.subscriptions.len(), "each subscription has its connection");
     assert_eq!(filed, core.index.len(), "each filed filter has its subscription");

@@ -17,6 +17,7 @@ macro_rules! seen {
 seen! {
     ReadPaused: "a reader pauses: no reply slot is free",
     ReadResumed: "a paused reader goes on",
+    ScanUnbegun: "a stored query waits for others of its connection",
     ScanPaused: "a stored query waits: the outbox is at high water",
     ScanResumed: "a stored query goes on",
     ScanFailed: "a stored query fails",

@@ -179,11 +179,21 @@ impl Node {
         }
     }
 
+    /// Tells a client's expectations how far the stored queries of its new subscriptions will look.
+    pub fn note_filed(&mut self, key: ConnectionKey) {
+        let Some(session) = self.core.session(key) else { return };
+        for slot in session.subscriptions.clone() {
+            let subscription = &self.core.subscriptions[slot as usize];
+            let scan = ScanKey::new(slot, subscription.generation);
+            let filed_at = subscription.filed_at;
+            if let Some(sub) = client_sub(&self.core, &mut self.sockets, scan) {
+                sub.snapshot.get_or_insert(filed_at);
+            }
+        }
+    }
+
     pub fn start_scan(&mut self, key: ScanKey, query: Query) {
         let up_to = self.core.filed_at(key).filter(|_| self.scans_stop_where_filed);
-        if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
-            sub.snapshot = up_to;
-        }
         let state = ScanState { query, up_to, left: None };
         assert!(self.scans.insert(key, state).is_none(), "a query starts once");
         self.slices.push_back(key);

@@ -166,6 +166,8 @@ impl Node {
             .core
             .session(key)
             .is_some_and(|s| matches!(s.phase, Phase::Draining | Phase::Closing { .. }));
+        let unbegun = self.core.session(key).map_or(0, |session| session.unbegun);
+        self.seen.add(Seen::ScanUnbegun, u64::from(unbegun > 0));
         let mut ended = Vec::new();
         let socket = self.socket(key);
         socket.reading = reading;
@@ -183,6 +185,9 @@ impl Node {
             self.seen.add(Seen::CloseWithAnswersOwed, u64::from(owed));
         }
         ended.into_iter().for_each(|what| self.seen.note(what));
+        if self.scans_stop_where_filed {
+            self.note_filed(key);
+        }
     }
 
     /// The socket takes up to `count` bytes; a batch is filled first when none is with it.
@@ -447,9 +452,8 @@ impl Node {
         let core = &mut self.core;
         for (key, socket) in &mut self.sockets {
             if socket.expect.end == End::Open {
-                let has_all = |name| {
-                    matches!(stage(core, *key, name), Some(Stage::Finishing | Stage::Live))
-                };
+                let has_all =
+                    |name| matches!(stage(core, *key, name), Some(Stage::Finishing | Stage::Live));
                 socket.expect.stop(Some(1001), has_all);
             }
             let session = core.session(*key).expect("a socket has its session");

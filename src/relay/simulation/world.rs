@@ -51,6 +51,7 @@ fn random_limits(rng: &mut Rng) -> Limits {
     Limits {
         subscriptions_max: rng.pick(&[2, 4, 8]),
         filter_limit_max: rng.pick(&[5, 20, 500]),
+        connection_queries_max: rng.pick(&[1, 2, 8]),
         outbox_messages_max: rng.pick(&[1, 2, 5, 20]),
         outbox_bytes_max: rng.pick(&[600, 3_000, 1 << 20]),
         replies_max: rng.pick(&[1, 2, 5, 50]),

@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::subscribe;
 use crate::support::raw::{Raw, Seen};
 use crate::support::server::PROGRAM;
-use crate::support::{Author, Draft, Filter, Launch, Server, alone, client, long, now};
+use crate::support::{Author, Draft, Filter, Launch, Server, alone, client, long, now, wait_until};
 
 on_every_backend!(a_query_for_everything_waits_for_its_reader);
+on_every_backend!(a_hundred_queries_of_one_reader_take_their_turns);
 
 /// Readers that do not read at first: more than there are threads that read the store.
 const READERS: u8 = 12;
@@ -24,7 +25,7 @@ fn a_query_for_everything_waits_for_its_reader(backend: &str) {
     let _alone = alone();
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let (newest, ids) = import(&data, events);
+    let (newest, ids) = import(&data, events, "one of very many events");
     let server = Launch::default()
         .backend(backend)
         .data(&data)
@@ -75,7 +76,7 @@ fn a_query_for_everything_waits_for_its_reader(backend: &str) {
     }
     assert_eq!(reader.next(), Seen::Text(r#"["EOSE","all"]"#.into()));
     drop(readers);
-    crate::support::wait_until("the queries to end with their readers", || {
+    wait_until("the queries to end with their readers", || {
         let counts = server.counts();
         counts.of("queue_depth", "scans") == 0 && counts.get("subscriptions") == 0
     });
@@ -83,9 +84,52 @@ fn a_query_for_everything_waits_for_its_reader(backend: &str) {
     subscribe(&mut again, &client::req("again", &[Filter::nothing()]));
 }
 
+/// One client asks a hundred times for more than it reads. Of its queries a few are under way, each with a
+/// slice; when it reads, each is answered in full.
+fn a_hundred_queries_of_one_reader_take_their_turns(backend: &str) {
+    const QUERIES: usize = 100;
+    const EVENTS: usize = 300;
+    /// With all of them under way it would be 25 MB, and with a few up to four times what their slices hold.
+    const SLICES_BYTES_MAX: usize = 4 * 8 * (256 << 10);
+    let _alone = alone();
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    import(&data, EVENTS, &"x".repeat(1_000));
+    let server = Launch::default().backend(backend).data(&data).counted().start();
+    let everything = Filter::default().limit(EVENTS as u64);
+    // What reading allocates once is allocated.
+    (0..10).for_each(|_| assert_eq!(server.connect().query(&[everything.clone()]).len(), EVENTS));
+    let before = server.memory_bytes();
+    let mut reader = Raw::narrow(server.address(), 2, 16 << 10);
+    reader.upgrade();
+    for n in 0..QUERIES {
+        reader.text(&client::req(&n.to_string(), &[everything.clone()]));
+    }
+    settled(&server);
+    let grown = server.memory_bytes().saturating_sub(before);
+    eprintln!("{backend}: {} KiB", grown >> 10);
+    assert!(grown <= USER_BYTES_MAX + SLICES_BYTES_MAX, "{grown} bytes");
+    let waiting = server.counts().of("queue_depth", "scans");
+    assert!(waiting > QUERIES as u64 - 8, "{waiting} of {QUERIES} are not done");
+    let (mut got, mut done) = (vec![0; QUERIES], 0);
+    while done < QUERIES {
+        let Seen::Text(text) = reader.next() else { panic!("{got:?}") };
+        let name = text.split('"').nth(3).expect("a subscription");
+        let name: usize = name.parse().expect("a number");
+        if text.starts_with("[\"EOSE\"") {
+            assert_eq!(got[name], EVENTS, "query {name}");
+            done += 1;
+        } else {
+            got[name] += 1;
+        }
+    }
+    wait_until("all to be done", || server.counts().of("queue_depth", "scans") == 0);
+    assert!(server.stop().success());
+}
+
 /// Stores this many events of one author, a second apart; the newest one's time, and the ids from the
 /// oldest on. Their signatures are wrong, which `--no-verify` takes.
-fn import(data: &std::path::Path, events: usize) -> (u64, Vec<String>) {
+fn import(data: &std::path::Path, events: usize, content: &str) -> (u64, Vec<String>) {
     let mut child = Command::new(PROGRAM)
         .args(["import", "-", "--no-verify", "--data"])
         .arg(data)
@@ -98,7 +142,7 @@ fn import(data: &std::path::Path, events: usize) -> (u64, Vec<String>) {
     let (author, newest) = (Author::new(1).hex(), now() - 60);
     let ids = (0..events).map(|n| {
         let at = newest - (events - 1 - n) as u64;
-        let event = Draft::new(1, at).content("one of very many events").unsigned(&author);
+        let event = Draft::new(1, at).content(content).unsigned(&author);
         writeln!(stdin, "{}", event.json()).expect("import reads all");
         event.id
     });
