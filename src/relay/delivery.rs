@@ -148,11 +148,13 @@ impl Shard {
             self.index.remove(&subscription.filters);
         }
         let stage = subscription.stage;
-        if matches!(stage, Stage::Scanning | Stage::Paused) && !planted(Bug::ScanRunsOn) {
-            let key = ScanKey::new(slot, subscription.generation);
-            self.effects.push_back(Effect::CancelScan(key));
+        match stage {
+            Stage::Unbegun => self.counters.scans -= 1,
+            Stage::Scanning | Stage::Paused => {
+                self.cancel_scan(ScanKey::new(slot, subscription.generation));
+            }
+            Stage::Finishing | Stage::Live | Stage::Cut => {}
         }
-        self.counters.scans -= u64::from(!matches!(stage, Stage::Finishing | Stage::Live));
         let waiting = subscription.live.len();
         self.counters.abandoned_live += waiting as u64;
         if let Some(session) = self.session(subscription.connection) {
@@ -176,6 +178,13 @@ impl Shard {
         }
     }
 
+    fn cancel_scan(&mut self, key: ScanKey) {
+        self.counters.scans -= 1;
+        if !planted(Bug::ScanRunsOn) {
+            self.effects.push_back(Effect::CancelScan(key));
+        }
+    }
+
     /// Ends every subscription of a connection.
     pub(super) fn end_subscriptions(&mut self, key: ConnectionKey) {
         let Some(session) = self.session(key) else { return };
@@ -185,14 +194,23 @@ impl Shard {
         }
     }
 
-    /// The relay stops: subscriptions end but for what already waits in their queues. That is all of it where
-    /// the stored query is done; one that is not ends without its EOSE.
+    /// The relay stops: nothing new is matched and no stored query goes on. What has been read or matched
+    /// still leaves, but for live events behind a query that is not done: there is no EOSE to come before them.
     pub(super) fn stop_scans(&mut self, key: ConnectionKey) {
         self.stop_matching(key);
         let Some(session) = self.session(key) else { return };
         for slot in session.subscriptions.clone().into_iter().rev() {
-            if !matches!(self.subscriptions[slot as usize].stage, Stage::Finishing | Stage::Live) {
-                self.end_kept(slot);
+            let subscription = &mut self.subscriptions[slot as usize];
+            match subscription.stage {
+                Stage::Finishing | Stage::Live | Stage::Cut => {}
+                Stage::Paused
+                    if !subscription.stored.is_empty() && !planted(Bug::StopForgetsStored) =>
+                {
+                    subscription.stage = Stage::Cut;
+                    let scan = ScanKey::new(slot, subscription.generation);
+                    self.cancel_scan(scan);
+                }
+                Stage::Unbegun | Stage::Scanning | Stage::Paused => self.end_kept(slot),
             }
         }
     }
@@ -362,7 +380,7 @@ impl Shard {
                     continue;
                 }
                 match subscription.stage {
-                    Stage::Unbegun | Stage::Scanning => break true,
+                    Stage::Unbegun | Stage::Scanning | Stage::Cut => break true,
                     Stage::Paused => {
                         subscription.stage = Stage::Scanning;
                         let scan = ScanKey::new(slot, subscription.generation);
@@ -401,7 +419,8 @@ impl Shard {
                 continue;
             }
             subscription.is_waiting = false;
-            if session.phase == Phase::Draining && subscription.stage == Stage::Live {
+            let is_over = matches!(subscription.stage, Stage::Live | Stage::Cut);
+            if session.phase == Phase::Draining && is_over {
                 self.end_kept(slot);
             }
         }

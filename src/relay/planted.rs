@@ -29,6 +29,8 @@ bugs! {
     OverflowUnanswered,
     /// The close frame does not wait for what is queued.
     CloseBeforeQueued,
+    /// A stop forgets what a stored query that is not done has read.
+    StopForgetsStored,
     /// What a client is owed is forgotten when it ends its side.
     EndForgetsAnswers,
     /// A connection whose request does not come is kept.

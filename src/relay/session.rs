@@ -296,6 +296,8 @@ pub(super) enum Stage {
     Finishing,
     /// EOSE is queued; live events go straight to the outbox.
     Live,
+    /// The relay stops: the query goes no further, and what it has read leaves without an EOSE.
+    Cut,
 }
 
 /// A live event, shared by the subscriptions of one shard that wait to deliver it. While one does, its

@@ -218,26 +218,34 @@ fn shutdown_sends_what_is_owed_before_it_says_goodbye() {
     assert_eq!(relay.core.counters().closed_shutdown, 2);
 }
 
-/// What a stored query found is owed once all of it has been found, and so is what came after it.
+/// A query that is done has its EOSE, and the live event behind it; of one that is not, what was read comes.
 #[test]
-fn shutdown_sends_the_rest_of_a_query_that_is_done() {
+fn shutdown_sends_what_stored_queries_have_read() {
     let mut relay = Relay::new(Limits { outbox_messages_max: 2, ..Limits::default() });
-    let key = relay.connect();
-    relay.say(key, r#"["REQ","done",{}]"#);
-    relay.say(key, r#"["REQ","half",{}]"#);
-    let scans = relay.scans();
-    relay.chunk(scans[0], &events(4), true);
-    relay.chunk(scans[1], &events(4), false);
-    relay.publish(&event("live"));
+    let (done, cut, unread) = (relay.connect(), relay.connect(), relay.connect());
+    let mut scans = Vec::new();
+    for key in [done, cut, unread] {
+        relay.say(key, r#"["REQ","t",{}]"#);
+        scans.extend(relay.scans());
+    }
+    relay.chunk(scans[0], &events(5), true);
+    relay.chunk(scans[1], &events(5), false);
+    relay.publish(&event("behind"));
     relay.core.handle_shutdown(relay.now);
-    let mut expected: Vec<_> = (0..4).map(|n| format!("done \"{n}\"")).collect();
-    expected.extend([r#"["EOSE","done"]"#.into(), "done \"live\"".into()]);
-    expected.push("close 1001 relay is stopping".into());
-    assert_eq!(relay.hear(key), expected);
-    relay.core.handle_eof(key, relay.now);
-    assert!(relay.core.is_done());
+    let cancelled = relay.take(|effect| match effect {
+        Effect::CancelScan(scan) => Some(scan),
+        _ => None,
+    });
+    assert_eq!(cancelled, scans[1..]);
+    let read: Vec<_> = (0..5).map(|n| format!("t \"{n}\"")).collect();
+    let bye = ["close 1001 relay is stopping".to_owned()];
+    let rest = [r#"["EOSE","t"]"#.to_owned(), "t \"behind\"".to_owned()];
+    assert_eq!(relay.hear(done), [&read[..], &rest, &bye].concat());
+    assert_eq!(relay.hear(cut), [&read[..], &bye].concat());
+    assert_eq!(relay.hear(unread), bye);
     let c = relay.core.counters();
-    assert_eq!((c.matched_live, c.delivered_live, c.abandoned_live, c.scans), (2, 1, 1, 0));
+    assert_eq!((c.matched_live, c.delivered_live, c.abandoned_live), (3, 1, 2));
+    assert_eq!((c.scans, c.subscriptions), (0, 0));
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub fn core(core: &Shard) {
         };
         let unbegun = stages(&[Stage::Unbegun]);
         assert_eq!(session.unbegun as usize, unbegun);
-        let queries = stages(&[Stage::Scanning, Stage::Paused, Stage::Finishing]);
+        let queries = stages(&[Stage::Scanning, Stage::Paused, Stage::Finishing, Stage::Cut]);
         assert_eq!(session.queries as usize, queries);
         let queries_max = limits.connection_queries_max as usize;
         assert!(stages(&[Stage::Scanning, Stage::Paused]) <= queries_max);
@@ -61,7 +61,7 @@ pub fn core(core: &Shard) {
         assert!(subscription.live.len() <= limits.live_queue_events_max as usize);
         live += subscription.live.len() as u64;
         filed += subscription.filters.len();
-        let done = matches!(subscription.stage, Stage::Finishing | Stage::Live);
+        let done = matches!(subscription.stage, Stage::Finishing | Stage::Live | Stage::Cut);
         assert_eq!(subscription.query.is_some(), subscription.stage == Stage::Unbegun);
         scans += u64::from(!done);
     }

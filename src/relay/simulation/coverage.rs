@@ -46,6 +46,7 @@ seen! {
     CloseWithAnswersOwed: "a client's close frame comes while answers are owed",
     DrainWithEvents: "the relay stops while events wait for a socket",
     DrainWithAnswers: "the relay stops while answers are owed",
+    DrainWithStored: "the relay stops while stored events wait behind an outbox",
     Drained: "all that was queued has left before 1001",
     DrainLate: "a closing connection runs out of time",
     AbortHead: "abort before the handshake",

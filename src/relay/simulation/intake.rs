@@ -164,6 +164,9 @@ impl Node {
         let Some((key, chunk)) = self.chunks.pop_front() else { return };
         let (done, failed) = (chunk.done, chunk.failed.is_some());
         let suppressed = self.core.counters.suppressed_live;
+        if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
+            sub.read += chunk.events.len();
+        }
         let wanted = self.core.handle_chunk(key, chunk, now);
         self.seen.add(Seen::LiveSuppressed, self.core.counters.suppressed_live - suppressed);
         self.seen.add(Seen::ScanFailed, u64::from(failed));

@@ -456,10 +456,14 @@ impl Node {
                     |name| matches!(stage(core, *key, name), Some(Stage::Finishing | Stage::Live));
                 socket.expect.stop(Some(1001), has_all);
             }
-            let session = core.session(*key).expect("a socket has its session");
+            let session = &core.sessions[key.slot()];
             let (stream, owed) = (session.outbox.stream_len(), session.replies_owed);
             self.seen.add(Seen::DrainWithEvents, u64::from(stream > 0));
             self.seen.add(Seen::DrainWithAnswers, u64::from(owed > 0));
+            for slot in &session.subscriptions {
+                let waits = !core.subscriptions[*slot as usize].stored.is_empty();
+                self.seen.add(Seen::DrainWithStored, u64::from(waits));
+            }
         }
         self.core.handle_shutdown(now);
     }
