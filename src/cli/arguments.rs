@@ -17,8 +17,8 @@ use crate::config::{Backend, Config, ConfigError, Layers, LogFormat};
         Without a command it runs the relay, on ws://127.0.0.1:7777/ unless told otherwise. The \
         other commands work on a data directory. Those that read may do so at any time. Those that \
         write (import, delete) go through the relay when one runs on the directory, so that \
-        nobody has to stop it. Those that replace the data file (restore, compact) need it for \
-        themselves.",
+        nobody has to stop it. Those that replace the data file (restore, compact, check \
+        --repair) need it for themselves.",
     after_help = "Exit codes: 0 done; 1 failed, or differences found; 2 wrong usage or configuration.",
     args_conflicts_with_subcommands = true
 )]
@@ -60,8 +60,8 @@ pub enum Command {
     Delete(DeleteArguments),
     /// Print what a data directory holds, and which relay runs on it
     Info(InfoArguments),
-    /// Compare every index with every event; exit 1 on differences
-    Check(StoreArguments),
+    /// Compare every index with every event, and every event with its id; exit 1 on differences
+    Check(CheckArguments),
     /// Write a snapshot of the store to a file, also beside a running relay
     ///
     /// The snapshot holds what was committed when it began. The file appears under its name when it
@@ -191,6 +191,19 @@ pub struct InfoArguments {
     /// As one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// For `check`.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    #[command(flatten)]
+    pub store: StoreArguments,
+    /// Make the store anew from its events; what is not what was signed is left out and named
+    ///
+    /// For a directory that no relay and no other command uses. Needs room for a second file; a
+    /// crash leaves the old file in place, or the new one.
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// For `backup`.

@@ -6,10 +6,12 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::arguments::{DeleteArguments, InfoArguments, StoreArguments};
+use super::arguments::{CheckArguments, DeleteArguments, InfoArguments};
 use super::failure::Failure;
+use super::import::relay_names;
 use super::output::Output;
 use super::read::{configure, filters, open, store_options};
+use crate::config::Config;
 use crate::config::memory::Size;
 use crate::ops::admin::{Client, Running};
 use crate::ops::server;
@@ -143,9 +145,31 @@ fn describe(report: &Report<'_>) -> String {
 }
 
 /// Runs `check`.
-pub fn check(arguments: &StoreArguments) -> Result<(), Failure> {
-    let (store, _) = open(arguments)?;
-    tell(&store.check()?)
+pub fn check(arguments: &CheckArguments) -> Result<(), Failure> {
+    let config = configure(&arguments.store)?;
+    if arguments.repair {
+        repair(&config)?;
+    }
+    tell(&Store::open_read_only(&config.data, &store_options(&config))?.check()?)
+}
+
+/// Makes the store anew and says what did not come along.
+fn repair(config: &Config) -> Result<(), Failure> {
+    let names = relay_names(config);
+    let mut progress = |events| {
+        let _ = told(events);
+    };
+    let repaired = Store::repair(&config.data, &store_options(config), &names, &mut progress)?;
+    let mut output = Output::stdout();
+    for line in &repaired.described {
+        output.line(line.as_bytes())?;
+    }
+    let summary = format!(
+        "{} events kept ({} records made anew), {} left out; {} other entries left out",
+        repaired.events, repaired.made_anew, repaired.left_out, repaired.entries_left_out,
+    );
+    output.line(summary.as_bytes())?;
+    output.finish()
 }
 
 /// Prints what a check found; differences are a failure.

@@ -23,10 +23,10 @@ use super::names::RelayNames;
 use super::schema::{Backlog, CREATED_AT_MAX, Mark, Phase, Suffix, address, address_of, tomb_key};
 use super::transaction::Transaction;
 use super::visible::recipients;
-use crate::nostr::event::{EventView, Id, Kind, KindClass, Pubkey};
+use crate::nostr::event::{Event, EventView, Id, Kind, KindClass, Pubkey};
 use crate::nostr::tag::decode_hex32;
 use crate::nostr::{TagRef, TagValue};
-use crate::relay::ports::{CommitBatch, Submission, Verdict};
+use crate::relay::ports::{CommitBatch, Sequence, Submission, Verdict};
 
 /// Applies a batch and makes it durable.
 pub(super) fn apply(
@@ -45,11 +45,9 @@ pub(super) fn apply(
         ..CommitBatch::default()
     };
     for Submission { event, ticket } in batch {
-        let view = event.view();
-        let verdict = judge(&mut transaction, view, now)?;
+        let seq = transaction.last_sequence() + 1;
+        let verdict = take(&mut transaction, event, seq, now, names)?;
         if verdict == Verdict::Stored {
-            let seq = transaction.insert(event)?;
-            settle(&mut transaction, view, seq, names)?;
             out.stored.push((seq, event.clone()));
         }
         out.verdicts.push((*ticket, verdict));
@@ -59,8 +57,24 @@ pub(super) fn apply(
     Ok(out)
 }
 
+/// Judges one event; stores it as `seq`, with all that follows from it, if that is the verdict.
+pub(super) fn take(
+    t: &mut Transaction<'_>,
+    event: &Event,
+    seq: Sequence,
+    now: u64,
+    names: &RelayNames,
+) -> Result<Verdict, StoreError> {
+    let verdict = judge(t, event.view(), now)?;
+    if verdict == Verdict::Stored {
+        t.insert(event, seq)?;
+        settle(t, event.view(), seq, names)?;
+    }
+    Ok(verdict)
+}
+
 /// Refuses what the relay must have kept away from here.
-fn check_storable(event: EventView<'_>) -> Result<(), StoreError> {
+pub(super) fn check_storable(event: EventView<'_>) -> Result<(), StoreError> {
     let reason = if event.kind().class() == KindClass::Ephemeral {
         "its kind is ephemeral"
     } else if event.created_at() > CREATED_AT_MAX {
@@ -156,7 +170,7 @@ pub(super) fn may_delete(key: &Pubkey, event: EventView<'_>) -> bool {
 fn settle(
     t: &mut Transaction<'_>,
     event: EventView<'_>,
-    seq: u64,
+    seq: Sequence,
     names: &RelayNames,
 ) -> Result<(), StoreError> {
     if let Some(address) = address_of(event, &t.environment().hasher) {

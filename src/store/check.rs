@@ -2,7 +2,7 @@
 //!
 //! Forward: each event has exactly the entries that its record asks for. Backward: when a table
 //! holds another number of entries than were found that way, each of its entries is asked for its
-//! event. One read transaction sees it all: while a relay writes, the file grows for as long as
+//! event. Each record is made anew from its JSON, whose hash must be its id. One read transaction sees it all: while a relay writes, the file grows for as long as
 //! the check runs.
 
 use heed::RoTxn;
@@ -19,7 +19,7 @@ use super::schema::{
 use super::transaction::find;
 use super::{Store, StoreError, visible};
 use crate::nostr::event::HEADER_BYTES;
-use crate::nostr::{EventView, Kind, TagRef, tag};
+use crate::nostr::{Event, EventView, Kind, MessageReader, TagRef, tag};
 use crate::relay::ports::Sequence;
 
 /// Differences described; all are counted.
@@ -39,33 +39,60 @@ pub struct Report {
 }
 
 impl Store {
-    /// Walks every table against every event.
+    /// Walks every table against every event, and every event against its id.
     ///
     /// # Errors
     /// When the store cannot be read; a difference is no error.
     pub fn check(&self) -> Result<Report, StoreError> {
-        let environment = self.environment()?;
-        let txn = environment.env.read_txn()?;
-        let mut check = Check {
-            environment: &environment,
-            txn: &txn,
-            found: Found::default(),
-            unreadable: Vec::new(),
-            report: Report::default(),
-        };
-        check.meta()?;
-        check.records()?;
-        check.events()?;
-        check.indexes()?;
-        check.marks()?;
-        check.backlogs()?;
-        Ok(check.report)
+        check(&*self.environment()?, Some(Rereader::default()))
+    }
+}
+
+/// Walks every table against every event; against its id, too, if there is who reads it again.
+pub(super) fn check(
+    environment: &Environment,
+    rereader: Option<Rereader>,
+) -> Result<Report, StoreError> {
+    let txn = environment.env.read_txn()?;
+    let mut check = Check {
+        environment,
+        txn: &txn,
+        rereader,
+        found: Found::default(),
+        unreadable: Vec::new(),
+        report: Report::default(),
+    };
+    check.meta()?;
+    check.records()?;
+    check.events()?;
+    check.indexes()?;
+    check.marks()?;
+    check.backlogs()?;
+    Ok(check.report)
+}
+
+/// Reads events again from the JSON of their records.
+#[derive(Default)]
+pub(super) struct Rereader {
+    reader: MessageReader,
+    text: Vec<u8>,
+}
+
+impl Rereader {
+    /// The event that the record's JSON is; says what is wrong when it is none, or its id is not
+    /// the hash of it.
+    pub fn read(&mut self, event: EventView<'_>) -> Result<Event, &'static str> {
+        self.text.clear();
+        self.text.extend_from_slice(event.json());
+        simdutf8::basic::from_utf8(&self.text).map_err(|_| "not UTF-8")?;
+        Ok(self.reader.read_event(&mut self.text)?.event().clone())
     }
 }
 
 struct Check<'c> {
     environment: &'c Environment,
     txn: &'c RoTxn<'c>,
+    rereader: Option<Rereader>,
     found: Found,
     /// Ascending; described already.
     unreadable: Vec<Sequence>,
@@ -158,8 +185,8 @@ impl<'c> Check<'c> {
         self.unreadable.binary_search(&seq).is_ok()
     }
 
-    /// The header and the packed tags against the JSON they were made of; false when the record
-    /// cannot be worked with.
+    /// The header and the packed tags against the JSON they were made of, the JSON against the id;
+    /// false when the record cannot be worked with.
     fn record(&mut self, event: EventView<'_>, seq: Sequence) -> bool {
         let Ok(body) = serde_json::from_slice::<Body<'_>>(event.json()) else {
             self.difference(|| format!("event {seq}: its JSON is not an event's"));
@@ -184,8 +211,19 @@ impl<'c> Check<'c> {
         let tags = &event.record()[HEADER_BYTES..event.record().len() - event.json().len()];
         if tags != packed {
             self.difference(|| format!("event {seq}: its packed tags differ from its JSON"));
+            return false;
         }
-        tags == packed
+        match self.rereader.as_mut().map(|rereader| rereader.read(event)) {
+            Some(Err(why)) => {
+                self.difference(|| format!("event {seq}: not what was signed: {why}"));
+                false
+            }
+            Some(Ok(again)) if same && again.record() != event.record() => {
+                self.difference(|| format!("event {seq}: its record differs from its JSON"));
+                true
+            }
+            _ => true,
+        }
     }
 
     fn entries_of(

@@ -16,7 +16,7 @@
 //! | `apply`, `maintain`, `visible`, `names` | the rules: what is stored, erased, served |
 //! | `plan`, `scan`, `export` | reading |
 //! | `writer`, `readers` | the threads: the only places with a clock and channels |
-//! | `check` | every table against every event |
+//! | `check`, `repair` | every table against every event; a store made anew from its events |
 //! | `copies`, `beside` | backup, restore, compaction: a data file put in place whole |
 //!
 //! **Invariants**, which [`Store::check`] walks:
@@ -40,6 +40,7 @@ mod maintain;
 mod names;
 mod plan;
 mod readers;
+mod repair;
 mod scan;
 mod schema;
 mod transaction;
@@ -64,6 +65,7 @@ pub use export::ExportRange;
 pub use maintain::Maintained;
 pub use names::RelayNames;
 pub use readers::{ReadJob, Readers, ReadersHandle};
+pub use repair::Repaired;
 pub use scan::{Scan, SliceBudget};
 pub use schema::{CREATED_AT_MAX, SCHEMA_VERSION};
 pub use writer::{CommitSink, CommitStats, Writer, WriterHandle, WriterOptions};

@@ -93,11 +93,11 @@ impl<'e> Transaction<'e> {
         visible::is_covered(self.environment.tables.vanish, &self.txn, event)
     }
 
-    /// Adds an event at the end of the order and in every index.
-    pub fn insert(&mut self, event: &Event) -> Result<Sequence, StoreError> {
-        assert!(self.last_sequence < SEQUENCE_MAX, "281 trillion events");
-        self.last_sequence += 1;
-        let seq = self.last_sequence;
+    /// Adds an event in every index and at the end of the order: `seq` is later than all others.
+    pub fn insert(&mut self, event: &Event, seq: Sequence) -> Result<(), StoreError> {
+        assert!(self.last_sequence < seq, "the order only grows");
+        assert!(seq <= SEQUENCE_MAX, "281 trillion events");
+        self.last_sequence = seq;
         let view = event.view();
         let tables = &self.environment.tables;
         tables.event.put_with_flags(
@@ -117,7 +117,7 @@ impl<'e> Transaction<'e> {
         tag_prefixes(view, &self.environment.hasher, &mut self.prefixes);
         let tags = self.prefixes.iter().map(|prefix| (tag_key(prefix, &keys.time), hint));
         self.held_back.tag.extend(tags);
-        Ok(seq)
+        Ok(())
     }
 
     /// Takes an event out of every table. Its address keeps the high-water mark.

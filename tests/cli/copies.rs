@@ -165,3 +165,79 @@ fn a_compaction_that_is_killed_leaves_a_whole_store() {
     ok(&["compact", "--data", &data]);
     assert!(!dir.path().join("data/rebuild.tmp").exists());
 }
+
+/// Changes the bytes of a file at these places; answers how many.
+fn overwrite(file: &str, places: impl Fn(&[u8]) -> Vec<usize>) -> usize {
+    let mut bytes = std::fs::read(file).unwrap();
+    let places = places(&bytes);
+    for &at in &places {
+        bytes[at] ^= 1;
+    }
+    std::fs::write(file, bytes).unwrap();
+    places.len()
+}
+
+#[test]
+fn a_repair_makes_indexes_anew_and_leaves_out_what_was_not_signed() {
+    let dir = Directory::new();
+    let data = dir.file("data");
+    ok_with(&lines(&events()), &["import", "--data", &data]);
+    let whole = exported(&data);
+    let relay = Relay::start(&data, &[]);
+    let refused = run(&["check", "--repair", "--data", &data]);
+    assert_eq!((refused.code, refused.out.as_str()), (1, ""));
+    assert!(refused.err.contains(&format!("pid {}", relay.pid())), "{}", refused.err);
+    assert_eq!(relay.stop().code, 0);
+
+    // A sound store stays as it is.
+    let said = ok(&["check", "--repair", "--data", &data]);
+    assert!(said.contains("(0 records made anew), 0 left out; 0 other"), "{said}");
+    assert!(said.ends_with(" 0 differences\n"), "{said}");
+    assert_eq!(exported(&data), whole);
+
+    // The index entries of one author: there, 8 bytes of the key are followed by a time.
+    let file = dir.file("data/data.mdb");
+    let author: Value = serde_json::from_str(whole.lines().next().unwrap()).unwrap();
+    let mut pubkey = [0; 32];
+    faster_hex::hex_decode(author["pubkey"].as_str().unwrap().as_bytes(), &mut pubkey).unwrap();
+    let entries = overwrite(&file, |bytes| {
+        let starts = (0..bytes.len() - 40).filter(|&at| {
+            bytes[at..].starts_with(&pubkey[..8]) && !bytes[at..].starts_with(&pubkey)
+        });
+        starts.map(|at| at + 14).collect()
+    });
+    assert!(entries > 0);
+    assert_eq!(run(&["check", "--data", &data]).code, 1);
+    let said = ok(&["check", "--repair", "--data", &data]);
+    assert!(said.contains(" 0 left out; "), "{said}");
+    assert_eq!(exported(&data), whole);
+
+    // The first letter of every hundredth content: but for the id, nothing says that it is wrong.
+    let lines_before: Vec<&str> = whole.lines().collect();
+    let contents = overwrite(&file, |bytes| {
+        let needle = b",\"content\":\"";
+        let starts = (0..bytes.len() - 64).filter(|&at| {
+            bytes[at..].starts_with(needle) && bytes[at + needle.len()].is_ascii_lowercase()
+        });
+        starts.step_by(100).map(|at| at + needle.len()).collect()
+    });
+    assert!(contents > 0);
+    let found = run(&["check", "--data", &data]);
+    assert_eq!(found.code, 1);
+    assert!(found.out.contains("not what was signed"), "{}", found.out);
+    let said = ok(&["check", "--repair", "--data", &data]);
+    let left = exported(&data);
+    let left: BTreeSet<&str> = left.lines().collect();
+    let gone: Vec<_> = lines_before.iter().filter(|line| !left.contains(*line)).collect();
+    assert!(!gone.is_empty() && gone.len() <= contents, "{} of {contents}", gone.len());
+    assert!(said.contains(&format!(" {} left out; 0 other", gone.len())), "{said}");
+    // Named, so that they may be fetched again; and taken when they come.
+    for line in &gone[..gone.len().min(50)] {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert!(said.contains(event["id"].as_str().unwrap()), "{line}");
+    }
+    let again: String = gone.iter().map(|line| format!("{line}\n")).collect();
+    ok_with(&again, &["import", "--data", &data]);
+    assert_eq!(exported(&data), whole);
+    ok(&["check", "--data", &data]);
+}

@@ -4,6 +4,7 @@ use heed::RwTxn;
 
 use crate::nostr::event::Event;
 use crate::store::Store;
+use crate::store::check::check;
 use crate::store::environment::Tables;
 use crate::store::testing::*;
 
@@ -32,7 +33,7 @@ fn damage(store: &Store, damage: impl FnOnce(&Tables, &mut RwTxn<'_>)) {
 }
 
 fn differences(store: &Store) -> u64 {
-    let report = store.check().unwrap();
+    let report = check(&store.environment().unwrap(), None).unwrap();
     assert_eq!(report.described.is_empty(), report.differences == 0);
     report.differences
 }

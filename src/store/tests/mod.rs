@@ -6,6 +6,7 @@ mod corpus;
 mod examples;
 mod maintain;
 mod open;
+mod repair;
 mod rules;
 mod scan;
 mod threads;
