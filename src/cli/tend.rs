@@ -10,7 +10,7 @@ use super::arguments::{CheckArguments, DeleteArguments, InfoArguments};
 use super::failure::Failure;
 use super::import::relay_names;
 use super::output::Output;
-use super::read::{configure, filters, open, store_options};
+use super::read::{configure, filters, store_options};
 use crate::config::Config;
 use crate::config::memory::Size;
 use crate::ops::admin::{Client, Running};
@@ -70,9 +70,19 @@ struct Report<'a> {
     schema_version: u64,
     disk_bytes: u64,
     used_bytes: u64,
+    free_bytes: u64,
     map_bytes_max: u64,
+    /// The read transaction that keeps most pages from being used again; `null` when none is open.
+    oldest_reader: Option<OldestReader>,
     tables: Vec<Table>,
     relay: &'a Option<Running>,
+}
+
+#[derive(Debug, Serialize)]
+struct OldestReader {
+    pid: u32,
+    transactions_behind: u64,
+    alive: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -84,7 +94,14 @@ struct Table {
 
 /// Runs `info`.
 pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
-    let (store, config) = open(&arguments.store)?;
+    let config = configure(&arguments.store)?;
+    // Before the store is open in this process.
+    let oldest_reader = store::readers(&config.data)?.first().map(|reader| OldestReader {
+        pid: reader.pid,
+        transactions_behind: reader.behind,
+        alive: reader.alive,
+    });
+    let store = Store::open_read_only(&config.data, &store_options(&config))?;
     let relay = Client::connect(&config.data).and_then(Client::info).ok();
     let store::Info {
         events,
@@ -92,6 +109,7 @@ pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
         schema_version,
         disk_bytes,
         used_bytes,
+        free_bytes,
         map_bytes_max,
         tables,
         ..
@@ -103,7 +121,9 @@ pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
         schema_version,
         disk_bytes,
         used_bytes,
+        free_bytes,
         map_bytes_max,
+        oldest_reader,
         tables: tables
             .into_iter()
             .map(|table| Table { name: table.name, entries: table.entries, bytes: table.bytes })
@@ -122,7 +142,8 @@ pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
 fn describe(report: &Report<'_>) -> String {
     let mut out = format!(
         "data directory  {}\nrelay           {}\nevents          {}\nlast sequence   {}\n\
-         schema          {}\non disk         {} ({} in use), at most {}\n",
+         schema          {}\non disk         {} ({} in use, {} free), at most {}\n\
+         oldest reader   {}\n",
         report.data,
         match report.relay {
             Some(Running { url, pid, version, shards, backend, .. }) => {
@@ -135,7 +156,15 @@ fn describe(report: &Report<'_>) -> String {
         report.schema_version,
         Size(report.disk_bytes),
         Size(report.used_bytes),
+        Size(report.free_bytes),
         Size(report.map_bytes_max),
+        match report.oldest_reader {
+            Some(OldestReader { pid, transactions_behind, alive }) => {
+                let gone = if alive { "" } else { ", gone: the next writer clears it" };
+                format!("pid {pid}, {transactions_behind} transactions behind{gone}")
+            }
+            None => "none".into(),
+        },
     );
     for Table { name, entries, bytes } in &report.tables {
         out.push_str(&format!("  {name:<12}  {entries:>12} entries  {}\n", Size(*bytes)));

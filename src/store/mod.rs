@@ -17,6 +17,7 @@
 //! | `plan`, `scan`, `export` | reading |
 //! | `writer`, `readers` | the threads: the only places with a clock and channels |
 //! | `check`, `repair` | every table against every event; a store made anew from its events |
+//! | `reader_table` | who keeps pages from being used again |
 //! | `copies`, `beside` | backup, restore, compaction: a data file put in place whole |
 //!
 //! **Invariants**, which [`Store::check`] walks:
@@ -39,6 +40,7 @@ mod export;
 mod maintain;
 mod names;
 mod plan;
+mod reader_table;
 mod readers;
 mod repair;
 mod scan;
@@ -64,6 +66,7 @@ pub use error::StoreError;
 pub use export::ExportRange;
 pub use maintain::Maintained;
 pub use names::RelayNames;
+pub use reader_table::{Reader, readers};
 pub use readers::{ReadJob, Readers, ReadersHandle};
 pub use repair::Repaired;
 pub use scan::{Scan, SliceBudget};
@@ -112,8 +115,11 @@ pub struct Info {
     pub schema_version: u64,
     /// Length of the data file.
     pub disk_bytes: u64,
-    /// Bytes of it that pages in use take.
+    /// Bytes of it that the tables' pages take.
     pub used_bytes: u64,
+    /// Bytes of it that are free, those included in which LMDB lists them: what is written next
+    /// goes there, unless a read transaction that began before they were freed is still open.
+    pub free_bytes: u64,
     /// What the data file may grow to.
     pub map_bytes_max: u64,
     /// Read transactions open at once, the most so far, of all processes: the slots they took in the lock
@@ -304,12 +310,17 @@ impl Store {
         let environment = self.environment()?;
         let txn = environment.env.read_txn()?;
         let env_info = environment.env.info();
+        let names = environment.env.stat();
+        let page_bytes = u64::from(names.page_size);
+        // Two that name the roots, and those of the table of tables.
+        let mut pages = 2 + names.branch_pages + names.leaf_pages + names.overflow_pages;
         let mut tables = Vec::new();
         for (name, table) in environment.tables.named() {
             let stat = table.stat(&txn)?;
-            let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
-            let bytes = pages as u64 * u64::from(stat.page_size);
+            let table_pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+            let bytes = table_pages as u64 * page_bytes;
             tables.push(TableInfo { name, entries: stat.entries as u64, bytes });
+            pages += table_pages;
         }
         let meta = |name| environment::meta_u64(&environment.tables, &txn, name);
         Ok(Info {
@@ -319,6 +330,7 @@ impl Store {
             schema_version: meta(schema::META_SCHEMA)?,
             disk_bytes: environment.env.real_disk_size()?,
             used_bytes: tables.iter().map(|table| table.bytes).sum(),
+            free_bytes: (env_info.last_page_number + 1).saturating_sub(pages) as u64 * page_bytes,
             map_bytes_max: env_info.map_size as u64,
             readers: env_info.number_of_readers,
             tables,

@@ -126,12 +126,17 @@ fn compaction_needs_the_directory_for_itself() {
     assert!(refused.err.contains(&format!("pid {}", relay.pid())), "{}", refused.err);
     assert_eq!(relay.stop().code, 0);
 
+    let info = || serde_json::from_str::<Value>(&ok(&["info", "--data", &data, "--json"])).unwrap();
+    let free = info()["free_bytes"].as_u64().unwrap();
+    assert_eq!(info()["oldest_reader"], Value::Null);
     let size = || std::fs::metadata(dir.path().join("data/data.mdb")).unwrap().len();
     let before = size();
     let said = ok(&["compact", "--data", &data]);
     let told = format!("100 events; {before} bytes before, {} after", size());
     assert!(said.starts_with(&told), "{said}");
     assert!(size() < before / 4, "{said}");
+    assert!(free > before / 2, "{free} of {before}");
+    assert_eq!(info()["free_bytes"], 0);
     assert_eq!(exported(&data), expected);
     ok(&["check", "--data", &data]);
     let none = run_with("", &["compact", "--data", &dir.file("none")]);

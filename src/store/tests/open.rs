@@ -1,13 +1,13 @@
 //! Opening: who may, who may not, and what stays when a store is opened again.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::nostr::Filter;
 use crate::nostr::event::Event;
 use crate::relay::ports::Verdict;
 use crate::store::testing::*;
-use crate::store::{Options, Store, StoreError};
+use crate::store::{Options, Reader, Store, StoreError, readers};
 
 fn small() -> Options {
     Options { map_bytes_max: 1 << 20, ..Options::default() }
@@ -39,17 +39,23 @@ fn reading_needs_a_store_and_never_writes() {
 }
 
 #[test]
-fn another_schema_is_refused_by_name() {
-    let dir = Directory::new();
-    let store = Store::open(dir.path(), &small()).unwrap();
-    let environment = store.environment().unwrap();
-    let mut txn = environment.env.write_txn().unwrap();
-    environment.tables.meta.put(&mut txn, b"schema", &77u64.to_be_bytes()).unwrap();
-    txn.commit().unwrap();
-    drop((environment, store));
-    for open in [Store::open, Store::open_read_only] {
-        let error = open(dir.path(), &small()).unwrap_err();
-        assert!(matches!(error, StoreError::Schema { found: 77, .. }), "{error}");
+fn an_older_and_a_newer_schema_are_refused_with_what_to_do() {
+    for (version, build) in [(0u64, "an older build"), (77, "a newer build")] {
+        let dir = Directory::new();
+        let store = Store::open(dir.path(), &small()).unwrap();
+        let environment = store.environment().unwrap();
+        let mut txn = environment.env.write_txn().unwrap();
+        environment.tables.meta.put(&mut txn, b"schema", &version.to_be_bytes()).unwrap();
+        txn.commit().unwrap();
+        drop((environment, store));
+        for open in [Store::open, Store::open_read_only] {
+            let error = open(dir.path(), &small()).unwrap_err();
+            let found = matches!(error, StoreError::Schema { found, .. } if found == version);
+            assert!(found, "{error}");
+            let text = error.to_string();
+            let said = [build, "export it with the build that wrote it and import it here"];
+            assert!(said.iter().all(|said| text.contains(said)), "{text}");
+        }
     }
 }
 
@@ -140,16 +146,7 @@ fn writer_process() {
 #[test]
 fn another_process_may_read_beside_the_writer_but_not_write() {
     let dir = Directory::new();
-    let mut writer = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "store::tests::open::writer_process", "--ignored", "--nocapture"])
-        .env(HELPER_DIR, dir.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
-    let mut wait = || assert!(lines.any(|line| line.unwrap().ends_with("stored")));
-    wait();
+    let (mut writer, mut wait) = start("writer_process", &dir, false, "stored");
     let error = Store::open(dir.path(), &small()).unwrap_err();
     let held = matches!(&error, StoreError::Held { pid, .. } if *pid == Some(writer.id()));
     assert!(held, "{error}");
@@ -167,4 +164,65 @@ fn another_process_may_read_beside_the_writer_but_not_write() {
     let store = Store::open(dir.path(), &small()).expect("a killed writer lets go");
     assert_eq!(visible_ids(&store, 10).len(), 2);
     assert_sound(&store);
+}
+
+/// The other process: reads, and holds a transaction open until its input ends, if told to.
+#[test]
+#[ignore = "run by the test below"]
+fn reader_process() {
+    let Ok(dir) = std::env::var(HELPER_DIR) else { return };
+    let store = Store::open_read_only(dir, &small()).unwrap();
+    let environment = store.environment().unwrap();
+    let txn = std::env::var(HELPER_HOLDS).ok().map(|_| environment.env.read_txn().unwrap());
+    println!("open");
+    let _ = std::io::stdin().lines().next();
+    drop(txn);
+}
+
+const HELPER_HOLDS: &str = "RHEOSTR_TEST_READER_HOLDS";
+
+/// Starts this test's other process and waits for its first word.
+fn start(name: &str, dir: &Directory, holds: bool, word: &str) -> (Child, impl FnMut() + use<>) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("store::tests::open::{name}"), "--ignored", "--nocapture"]);
+    command.env(HELPER_DIR, dir.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    if holds {
+        command.env(HELPER_HOLDS, "1");
+    }
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let word = word.to_owned();
+    let mut wait = move || assert!(lines.any(|line| line.unwrap().ends_with(&word)));
+    wait();
+    (child, wait)
+}
+
+#[test]
+fn an_old_reader_is_named_and_one_that_was_killed_is_cleared() {
+    let dir = Directory::new();
+    assert_eq!(readers(dir.path()).unwrap(), []);
+    let (mut writer, mut stored) = start("writer_process", &dir, false, "stored");
+    let (mut idle, _) = start("reader_process", &dir, false, "open");
+    assert_eq!(readers(dir.path()).unwrap(), []);
+    let (mut reader, _) = start("reader_process", &dir, true, "open");
+    for behind in 0..3 {
+        let expected = Reader { pid: reader.id(), behind, alive: true };
+        assert_eq!(readers(dir.path()).unwrap(), [expected]);
+        writeln!(writer.stdin.as_mut().unwrap()).unwrap();
+        stored();
+    }
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let dead = Reader { pid: reader.id(), behind: 3, alive: false };
+    assert_eq!(readers(dir.path()).unwrap(), [dead]);
+
+    // The idle reader keeps the table from being made anew.
+    let store = Store::open(dir.path(), &small()).unwrap();
+    assert!(matches!(readers(dir.path()), Err(StoreError::AlreadyOpen { .. })));
+    drop(store);
+    assert_eq!(readers(dir.path()).unwrap(), []);
+    idle.kill().unwrap();
+    idle.wait().unwrap();
 }
