@@ -39,6 +39,8 @@ bugs! {
     DrainUnbounded,
 
     // Pings and stalled peers.
+    /// Any number of pongs waits.
+    PongsUnbounded,
     /// A connection that answers no ping is kept.
     SilentKept,
     /// The answer to a ping does not count.

@@ -7,7 +7,7 @@ use super::run;
 use crate::relay::planted::{ALL, Bug, plant};
 
 /// Histories within which each must be found.
-const SEEDS_MAX: u64 = 300;
+const SEEDS_MAX: u64 = 1_000;
 
 /// The first seed whose history fails with the bug planted.
 fn found_at(bug: Bug) -> Option<u64> {

@@ -36,6 +36,7 @@ seen! {
     LiveBytesFull: "the waiting live events of a shard are past its byte limit",
     LiveSuppressed: "a live event was served by the stored query",
     ControlOvertakes: "a ping or pong leaves before frames that waited longer",
+    PongReplaced: "a pong makes room for a newer one",
     PingAnswered: "a ping is answered in time",
     Silent: "a ping is not answered in time",
     Stalled: "a peer acknowledges nothing in time",

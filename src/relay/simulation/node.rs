@@ -161,6 +161,7 @@ impl Node {
         let handled = after.messages_in - before.messages_in;
         self.seen.add(Seen::ReadPaused, after.reads_paused - before.reads_paused);
         self.seen.add(Seen::Purged, after.purged_events - before.purged_events);
+        self.seen.add(Seen::PongReplaced, after.pongs_replaced - before.pongs_replaced);
         let max = self.core.setup.limits.subscriptions_max as usize;
         let closing = self
             .core

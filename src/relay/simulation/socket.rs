@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::expect::{End, Expect, NAMES, Sent};
 use super::model::{NoteIndex, Rng, Wish, pool};
 use crate::relay::Reading;
+use crate::relay::outbox::PONGS_MAX;
 use crate::wire::batch::Batch;
 use crate::wire::deflate::Inflater;
 use crate::wire::frame::{Opcode, unmask, write_header};
@@ -149,7 +150,9 @@ impl Socket {
             let (head, tail) = text.split_at(rng.below(text.len()));
             self.send_frame(false, Opcode::Text, head);
             if rng.chance(30) {
-                self.send_frame(true, Opcode::Ping, b"seen?");
+                for _ in 0..rng.pick(&[1, 1, 50]) {
+                    self.send_frame(true, Opcode::Ping, b"seen?");
+                }
             }
             self.send_frame(true, Opcode::Continuation, tail);
         } else {
@@ -188,7 +191,7 @@ impl Socket {
                 return false;
             }
         }
-        let (mut controls, mut lane) = (0, Lane::Control);
+        let (mut controls, mut pongs, mut lane) = (0, 0, Lane::Control);
         while !rest.is_empty() {
             let opcode = match rest[0] {
                 0x81 => Opcode::Text,
@@ -215,6 +218,8 @@ impl Socket {
             assert!(next >= lane, "control frames go first, then replies, then subscriptions");
             lane = next;
             controls += usize::from(lane == Lane::Control);
+            pongs += usize::from(opcode == Opcode::Pong);
+            assert!(pongs <= PONGS_MAX, "more pongs wait than may");
             self.expect.frame(opcode, payload);
             if opcode == Opcode::Close && self.polite && self.may_speak() {
                 self.send_frame(true, Opcode::Close, &rest[at..at + len]);
