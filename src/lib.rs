@@ -59,7 +59,8 @@
 //! # Where this differs from the design it began with
 //!
 //! - Reads are a poll on the ring and then a plain `recv` into the shard's scratch buffer, on every
-//!   backend: an idle connection owns no buffer, and no read can outlive its task.
+//!   backend: an idle connection owns no buffer, and no read can outlive its task. One operation of the
+//!   ring with a buffer for each connection (`tuning.receive`) is there to be measured against.
 //! - A stored query ends where its subscription was filed, not where its first slice looked: what a
 //!   filter's limit leaves out of that slice would else be neither stored nor live.
 //! - Shards share one table behind locks: connections by client address (`driver::places`). It is

@@ -354,9 +354,20 @@ pub const KEYS: &[Key] = &[
         "A socket that holds so many bytes it has not sent yet takes no more. A pong is behind these.",
     ),
     key(
+        "tuning.receive",
+        Allowed::OneOf(&["poll", "ring"]),
+        "How a socket is read: \"poll\" waits for it and then reads into the shard's one buffer; \"ring\" \
+         does both in one operation of the ring (two elsewhere), into a buffer each connection keeps.",
+    ),
+    key(
         "tuning.scratch_bytes",
         Allowed::Number(1 << 10, 16 * MIB),
         "Bytes of the one buffer all sockets of a shard are read into.",
+    ),
+    key(
+        "tuning.receive_bytes",
+        Allowed::Number(256, MIB),
+        "Bytes of the buffer of each connection where tuning.receive = \"ring\".",
     ),
     key(
         "tuning.reads_per_turn_max",

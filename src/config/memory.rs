@@ -8,7 +8,7 @@ use crate::relay::outbox::PONGS_BYTES_MAX;
 use crate::relay::session::{LIVE_ROOM_FACTOR, VERIFY_BYTES_MAX};
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 use crate::relay::subscriptions::VALUE_BYTES_MAX;
-use crate::relay::{DEFLATER_BYTES_MAX, WINDOW_BYTES};
+use crate::relay::{DEFLATER_BYTES_MAX, Receive, WINDOW_BYTES};
 
 /// The most memory the process takes for clients, in bytes, and the most the kernel keeps for them in
 /// send buffers. What it keeps for a socket that sends nothing, some 3 KiB, and the database's page cache
@@ -79,12 +79,17 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let store = &config.store;
     let shards = config.shard_count() as u64;
     let (window, deflate) = deflate_bytes(config.deflate, message);
+    let receive = match tuning.receive {
+        Receive::Poll => 0,
+        Receive::Ring => tuning.receive_bytes.into(),
+    };
     MemoryBound {
         connections,
         per_connection: vec![
             ("session", CONNECTION_BYTES),
+            ("receive buffer", receive),
             // Where it comes in parts its buffer has grown, and what came after the last of them waits too.
-            ("message being read", 2 * message + u64::from(tuning.scratch_bytes)),
+            ("message being read", 2 * message + u64::from(tuning.scratch_bytes).max(receive)),
             ("window", window),
             ("events to verify", bytes(VERIFY_BYTES_MAX) + message),
             ("outbox", limits.outbox_bytes_max.into()),
@@ -186,13 +191,21 @@ mod tests {
             bound.total_bytes(),
             1_000 * bound.per_connection_bytes() + bound.shared_bytes()
         );
-        assert_eq!(bound.per_connection[4], ("outbox", 1 << 20));
+        assert_eq!(bound.per_connection[5], ("outbox", 1 << 20));
         let mut larger = config.clone();
         larger.limits.outbox_bytes_max += 5;
         assert_eq!(memory_bound(&larger, 1_000).total_bytes(), bound.total_bytes() + 5_000);
         let text = bound.to_string();
         assert!(text.contains("1000 connections × ") && text.contains("outbox 1.0 MiB"), "{text}");
         assert!(text.ends_with("in the kernel 407 MiB: 416 KiB a connection"), "{text}");
+    }
+
+    #[test]
+    fn a_receive_buffer_is_counted_where_connections_have_one() {
+        let mut config = Config::default();
+        let without = memory_bound(&config, 1_000).per_connection_bytes();
+        config.tuning.receive = Receive::Ring;
+        assert_eq!(memory_bound(&config, 1_000).per_connection_bytes(), without + 4_096);
     }
 
     #[test]

@@ -205,8 +205,10 @@ impl Config {
     /// `[tuning]` key by key, for reports of measurements.
     #[must_use]
     pub fn tuning_pairs(&self) -> Vec<(String, String)> {
-        let table = toml::Table::try_from(self.tuning).expect("numbers and flags are TOML");
-        table.into_iter().map(|(key, value)| (key, value.to_string())).collect()
+        let table = toml::Table::try_from(self.tuning).expect("numbers, flags and names are TOML");
+        let text =
+            |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        table.into_iter().map(|(key, value)| (key, text(value))).collect()
     }
 
     /// The proxies that are believed.

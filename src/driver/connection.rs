@@ -18,7 +18,7 @@ use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use super::backend::{Backend, Sent, Socket};
 use super::places::Place;
 use super::shard_loop::ShardLoop;
-use crate::relay::{ConnectionKey, Reading};
+use crate::relay::{ConnectionKey, Reading, Receive};
 
 /// A socket and what its tasks share.
 pub struct Connection<B: Backend> {
@@ -85,23 +85,20 @@ impl Resume {
     }
 }
 
-/// Reads until the connection is gone.
-pub(super) async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>) {
-    let key = connection.key;
+/// Begins the connection's reader.
+pub(super) fn begin_to_read<B: Backend>(connection: Rc<Connection<B>>, shard: &Rc<ShardLoop<B>>) {
+    match shard.tuning.receive {
+        Receive::Poll => shard.spawn(read(connection, shard.clone())),
+        Receive::Ring => shard.spawn(receive(connection, shard.clone())),
+    }
+}
+
+/// Reads into the shard's scratch buffer until the connection is gone.
+async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>) {
     let mut reading = Reading::Ready;
-    while reading != Reading::Gone {
-        if reading == Reading::Paused {
-            connection.resume.wait().await;
-            reading = shard.with(|core, now| core.handle_resumed(key, now));
-            shard.nudge();
-            if reading == Reading::Paused {
-                // It may be told to go on in this very tick, and in the next: the others come first.
-                B::breathe().await;
-            }
-            continue;
-        }
+    while resumed(&mut reading, &connection, &shard).await {
         let waited = connection.socket.readable().await;
-        reading = shard.with(|core, _| core.reading(key));
+        reading = shard.with(|core, _| core.reading(connection.key));
         for _ in 0..shard.tuning.reads_per_turn_max {
             if reading != Reading::Ready {
                 break;
@@ -109,18 +106,73 @@ pub(super) async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<Sh
             match read_once(&connection, &shard) {
                 Ok(Some(next)) => reading = next,
                 Ok(None) if waited.is_ok() => break,
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    shard.with(|core, now| core.handle_eof(key, now));
-                    shard.nudge();
-                    return;
-                }
-                Ok(None) | Err(_) => {
-                    shard.with(|core, _| core.handle_broken(key));
-                    shard.nudge();
-                    return;
-                }
+                Ok(None) => return end(&connection, &shard, io::ErrorKind::Other),
+                Err(error) => return end(&connection, &shard, error.kind()),
             }
         }
+    }
+}
+
+/// As [`read`], into a buffer of its own, which the backend has while it waits.
+async fn receive<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>) {
+    let mut buffer = vec![0; shard.tuning.receive_bytes as usize];
+    let mut reading = Reading::Ready;
+    while resumed(&mut reading, &connection, &shard).await {
+        let received;
+        (received, buffer) = connection.socket.receive(buffer).await;
+        // What has come waits here while no message may be read.
+        reading = shard.with(|core, _| core.reading(connection.key));
+        if !resumed(&mut reading, &connection, &shard).await {
+            return;
+        }
+        match some_received(received) {
+            Ok(Some(count)) => reading = hand_over(&connection, &shard, &mut buffer[..count]),
+            Ok(None) => {}
+            Err(error) => return end(&connection, &shard, error.kind()),
+        }
+    }
+}
+
+/// There is nothing more to be read: the peer has ended, or the socket is broken.
+fn end<B: Backend>(connection: &Connection<B>, shard: &ShardLoop<B>, why: io::ErrorKind) {
+    match why {
+        io::ErrorKind::UnexpectedEof => {
+            shard.with(|core, now| core.handle_eof(connection.key, now));
+        }
+        _ => shard.with(|core, _| core.handle_broken(connection.key)),
+    }
+    shard.nudge();
+}
+
+/// Waits until the connection may be read; `false` when it is gone.
+async fn resumed<B: Backend>(
+    reading: &mut Reading,
+    connection: &Connection<B>,
+    shard: &ShardLoop<B>,
+) -> bool {
+    while *reading == Reading::Paused {
+        connection.resume.wait().await;
+        *reading = shard.with(|core, now| core.handle_resumed(connection.key, now));
+        shard.nudge();
+        if *reading == Reading::Paused {
+            // It may be told to go on in this very tick, and in the next: the others come first.
+            B::breathe().await;
+        }
+    }
+    *reading != Reading::Gone
+}
+
+/// `None` when nothing was there, and an error at the peer's end.
+fn some_received(received: io::Result<usize>) -> io::Result<Option<usize>> {
+    match received {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(count) => Ok(Some(count)),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -132,19 +184,18 @@ fn read_once<B: Backend>(
     let mut scratch = shard.scratch.borrow_mut();
     let received =
         connection.socket.try_read(|fd| Ok(recv(fd, &mut scratch[..], RecvFlags::DONTWAIT)?.0));
-    match received {
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(count) => {
-            let key = connection.key;
-            let reading =
-                shard.with(|core, now| core.handle_bytes(key, &mut scratch[..count], now));
-            shard.nudge();
-            Ok(Some(reading))
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
-        Err(error) => Err(error),
-    }
+    let received = some_received(received)?;
+    Ok(received.map(|count| hand_over(connection, shard, &mut scratch[..count])))
+}
+
+fn hand_over<B: Backend>(
+    connection: &Connection<B>,
+    shard: &ShardLoop<B>,
+    bytes: &mut [u8],
+) -> Reading {
+    let reading = shard.with(|core, now| core.handle_bytes(connection.key, bytes, now));
+    shard.nudge();
+    reading
 }
 
 /// Goes on with a write of which the socket did not take all at once, until the outbox is empty: one

@@ -197,7 +197,7 @@ impl<B: Backend> ShardLoop<B> {
 
     /// Runs a task beside the others. A panic in it ends the shard, as one in the tick does: what it was
     /// about is half done.
-    fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+    pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let shard = self.clone();
         B::spawn_local(watched(task, move || {
             shard.task_panicked.set(true);
@@ -365,7 +365,7 @@ impl<B: Backend> ShardLoop<B> {
         let before = connections[key.slot()].replace(connection.clone());
         assert!(before.is_none(), "a slot is released before it is used again");
         drop(connections);
-        self.spawn(connection::read(connection, self.clone()));
+        connection::begin_to_read(connection, self);
         self.nudge();
     }
 

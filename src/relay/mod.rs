@@ -40,4 +40,4 @@ pub use client::Proxies;
 pub use limits::Limits;
 pub use session::ConnectionKey;
 pub use shard::{Effect, Now, Pages, Reading, ScanKey, Setup, Shard};
-pub use tuning::Tuning;
+pub use tuning::{Receive, Tuning};

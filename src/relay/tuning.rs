@@ -6,6 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::batch::Shape;
 
+/// How a socket's bytes get into the relay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Receive {
+    /// Wait until the socket is readable, then read it into the buffer all sockets of a shard share.
+    #[default]
+    Poll,
+    /// One operation that waits and reads, into a buffer that the connection owns. It is the ring's; other backends
+    /// wait and read in two steps.
+    Ring,
+}
+
 /// The sizes, thresholds and budgets in force. In the config file: `[tuning]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -18,8 +30,12 @@ pub struct Tuning {
     pub chain_threshold_bytes: u32,
     /// A socket that holds so many bytes it has not sent yet takes no more (`TCP_NOTSENT_LOWAT`).
     pub unsent_bytes_max: u32,
+    /// Whose buffer a socket is read into, and by how many operations.
+    pub receive: Receive,
     /// Bytes of the one buffer all sockets of a shard are read into.
     pub scratch_bytes: u32,
+    /// Bytes of the buffer of each connection where it has one of its own ([`Receive::Ring`]).
+    pub receive_bytes: u32,
     /// Reads of one socket before the others have their turn.
     pub reads_per_turn_max: u32,
     /// Events verified in one tick.
@@ -60,7 +76,9 @@ impl Default for Tuning {
             // the further an answer or a ping is behind; less makes more and smaller writes to peers
             // that are far away.
             unsent_bytes_max: 16 << 10,
+            receive: Receive::Poll,
             scratch_bytes: 64 << 10,
+            receive_bytes: 4 << 10,
             reads_per_turn_max: 2,
             // About 160 µs.
             verify_per_tick_max: 4,

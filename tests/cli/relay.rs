@@ -80,14 +80,18 @@ fn metrics_are_served_where_they_are_asked_for() {
     let set = format!("admin.listen={address}");
     let relay = Relay::start(
         &dir.file("data"),
-        &["--set", &set, "--shards", "2", "--set", "tuning.batch_bytes_max=65536"],
+        &[
+            ["--set", &set, "--shards", "2"],
+            ["--set", "tuning.batch_bytes_max=65536", "--set", "tuning.receive=ring"],
+        ]
+        .concat(),
     );
     let _open = TcpStream::connect(&relay.address).unwrap();
     let text = get(&address, "/metrics", "");
     let tuning = text.lines().find(|line| line.starts_with("relay_tuning_info{")).unwrap();
-    assert!(
-        tuning.contains("batch_bytes_max=\"65536\"") && tuning.contains("ring_entries=\"1024\"")
-    );
+    for pair in ["batch_bytes_max=\"65536\"", "ring_entries=\"1024\"", "receive=\"ring\""] {
+        assert!(tuning.contains(pair), "{tuning}");
+    }
     assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     for name in [
         "relay_connections{shard=\"1\"}",

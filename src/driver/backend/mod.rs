@@ -2,7 +2,8 @@
 //!
 //! Reading needs no buffer of its own: a backend says when a socket is readable, and the loop then
 //! reads it without blocking into the shard's one scratch buffer. An idle connection thus owns no
-//! buffer, and no read is ever in flight that a dropped task could leave behind.
+//! buffer, and no read is ever in flight that a dropped task could leave behind. Where
+//! `tuning.receive` says so, the buffer is handed over and comes back, as a batch does in a write.
 //!
 //! Writing hands the batch over and gets it back: the kernel may hold its memory meanwhile. It is begun
 //! for all sockets of a tick before any of it is waited for, so that a ring needs one submit.
@@ -19,7 +20,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 
 use crate::relay::Tuning;
 use crate::wire::batch::Batch;
@@ -62,6 +63,9 @@ pub trait Backend: 'static {
 /// The bytes a socket took of a batch, for [`Batch::advance`], and the batch.
 pub type Sent = (io::Result<usize>, Box<Batch>);
 
+/// How many bytes were received, none at the peer's end; and the buffer they are in.
+pub type Received = (io::Result<usize>, Vec<u8>);
+
 /// A socket under a backend. Dropping the last reference closes it.
 pub trait Socket: AsFd + 'static {
     /// Ends when there may be something to read or accept, or the socket is shut. Must not be
@@ -73,6 +77,18 @@ pub trait Socket: AsFd + 'static {
     /// # Errors
     /// What `read` returned.
     fn try_read<R>(&self, read: impl FnMut(BorrowedFd<'_>) -> io::Result<R>) -> io::Result<R>;
+
+    /// Waits for bytes and reads as many as there are, up to the buffer's length. Must not be dropped
+    /// before it ends, as [`readable`](Self::readable).
+    fn receive(&self, mut buffer: Vec<u8>) -> impl Future<Output = Received> {
+        async move {
+            let received = match self.readable().await {
+                Ok(()) => self.try_read(|fd| Ok(recv(fd, &mut buffer[..], RecvFlags::DONTWAIT)?.0)),
+                Err(error) => Err(error),
+            };
+            (received, buffer)
+        }
+    }
 
     /// A write that has been begun. `WouldBlock` when the socket takes nothing now and nothing waits
     /// for it: [`send`](Self::send) does.

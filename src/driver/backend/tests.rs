@@ -41,6 +41,7 @@ on_every_backend! {
     a_reader_who_opens_its_window_slowly_gets_every_byte,
     a_shut_ends_a_read_and_a_write_that_wait,
     a_reset_reaches_the_next_read,
+    a_buffer_comes_back_with_what_was_received,
     a_closed_connection_leaves_no_descriptor,
     two_thousand_sockets_wait_at_once,
     a_listener_wakes_for_each_connection_and_for_its_stop,
@@ -225,6 +226,51 @@ fn a_reset_reaches_the_next_read<B: Backend>() {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(wait_and_read(&socket).await.unwrap(), b"", "and it stays ended");
         breaker.join().unwrap();
+    })
+    .unwrap();
+}
+
+/// Receives once, whatever it takes.
+async fn receive_some<S: Socket>(socket: &S, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+    loop {
+        let received;
+        (received, buffer) = socket.receive(buffer).await;
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return (received, buffer),
+        }
+    }
+}
+
+fn a_buffer_comes_back_with_what_was_received<B: Backend>() {
+    let (socket, mut client) = pair();
+    let (broken, breaker) = pair();
+    B::run(&Tuning::default(), async move {
+        let socket = Rc::new(B::socket(socket).unwrap());
+        let mut buffer = vec![0; 4];
+        client.write_all(b"abcdefg").unwrap();
+        for expected in [&b"abcd"[..], b"efg"] {
+            let received;
+            (received, buffer) = receive_some(&*socket, buffer).await;
+            assert_eq!(&buffer[..received.unwrap()], expected);
+        }
+        let ended = Rc::new(RefCell::new(None));
+        let (receiver, has_ended) = (socket.clone(), ended.clone());
+        B::spawn_local(async move {
+            let received = receive_some(&*receiver, buffer).await;
+            *has_ended.borrow_mut() = Some(received);
+        });
+        B::sleep(Duration::from_millis(50)).await;
+        assert!(ended.borrow().is_none(), "it waits");
+        rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both).unwrap();
+        until::<B>("it to end", || ended.borrow().is_some()).await;
+        let (received, buffer) = ended.take().unwrap();
+        assert_eq!(received.unwrap(), 0);
+        let broken = B::socket(broken).unwrap();
+        SockRef::from(&breaker).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(breaker);
+        let error = receive_some(&broken, buffer).await.0.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     })
     .unwrap();
 }

@@ -1,7 +1,7 @@
-//! tokio-uring: readiness by `POLL_ADD`, writes by `SEND`, or `SENDMSG` where a batch has several
-//! pieces, one `io_uring_enter` a tick for all sockets.
+//! tokio-uring: readiness by `POLL_ADD` (or `RECV`, which waits as well), writes by `SEND`, or `SENDMSG`
+//! where a batch has several pieces, one `io_uring_enter` a tick for all sockets.
 //!
-//! Both operations go through the crate's public one-shot door. What an operation's memory is made of
+//! All operations go through the crate's public one-shot door. What an operation's memory is made of
 //! travels in its stable data, which the driver keeps until the kernel is done with it, also when the
 //! future is dropped; the same data holds a reference to the socket, so a file descriptor is never
 //! reused under an operation in flight.
@@ -11,6 +11,7 @@
 
 use std::future::Future;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use io_uring::{cqueue, opcode, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
-use super::{Backend, Sent, Socket};
+use super::{Backend, Received, Sent, Socket};
 use crate::relay::Tuning;
 use crate::wire::batch::Batch;
 
@@ -98,6 +99,15 @@ impl Socket for RingSocket {
         read(self.0.as_fd())
     }
 
+    async fn receive(&self, mut buffer: Vec<u8>) -> Received {
+        let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        let fd = types::Fd(self.0.as_raw_fd());
+        let entry = opcode::Recv::new(fd, buffer.as_mut_ptr(), len).build();
+        let buffer = ManuallyDrop::new(buffer);
+        let receiving = Receiving { _socket: self.0.clone(), buffer };
+        UnsubmittedOneshot::new(receiving, Filled, entry).submit().await
+    }
+
     type Sending = InFlightOneshot<Sending, Taken>;
 
     fn begin_send(&self, batch: Box<Batch>) -> Self::Sending {
@@ -123,6 +133,25 @@ impl OneshotOutputTransform for Polled {
 
     fn transform_oneshot_output(self, _: Polling, entry: cqueue::Entry) -> Self::Output {
         result(&entry).map(drop)
+    }
+}
+
+/// A read in flight: the kernel writes into the buffer, which nobody touches until it is done.
+struct Receiving {
+    _socket: Rc<OwnedFd>,
+    /// Leaked where the future is dropped, so with the runtime: that frees its operations' memory before
+    /// it has cancelled them.
+    buffer: ManuallyDrop<Vec<u8>>,
+}
+
+struct Filled;
+
+impl OneshotOutputTransform for Filled {
+    type Output = Received;
+    type StoredData = Receiving;
+
+    fn transform_oneshot_output(self, receiving: Receiving, entry: cqueue::Entry) -> Received {
+        (result(&entry), ManuallyDrop::into_inner(receiving.buffer))
     }
 }
 

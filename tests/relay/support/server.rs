@@ -61,6 +61,12 @@ fn backend_of_the_run() -> String {
     std::env::var("RHEOSTR_TEST_BACKEND").unwrap_or_else(|_| "auto".into())
 }
 
+/// `--set tuning.receive=…` where `RHEOSTR_TEST_RECEIVE` says so.
+fn receive_of_the_run() -> Vec<String> {
+    let receive = std::env::var("RHEOSTR_TEST_RECEIVE").ok();
+    receive.map_or_else(Vec::new, |how| vec!["--set".into(), format!("tuning.receive={how}")])
+}
+
 impl Launch {
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = shards;
@@ -132,6 +138,7 @@ impl Launch {
             .arg("--data")
             .arg(&data)
             .args(["--set", "admin.listen="])
+            .args(receive_of_the_run())
             .args(&self.arguments)
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
