@@ -172,15 +172,19 @@ fn a_pause_of_two_seconds_and_a_half_loses_nothing_and_one_of_four_is_told(backe
     let mut publisher = server.connect();
     let from = Instant::now();
     topic.publish(&mut publisher);
+    // On a busy machine that takes a while.
+    let published = Instant::now();
     let [early, late] = &mut readers;
-    let rest = |seconds: f64| Duration::from_secs_f64(seconds).saturating_sub(from.elapsed());
-    std::thread::sleep(rest(2.5));
+    let rest = |from: Instant, seconds: f64| {
+        Duration::from_secs_f64(seconds).saturating_sub(from.elapsed())
+    };
+    std::thread::sleep(rest(from, 2.5));
     for expected in 0..EVENTS {
         let Seen::Text(text) = early.next() else { panic!("event {expected} is missing") };
         assert!(text.starts_with("[\"EVENT\",\"s\""), "event {expected}: {text:.100}");
         assert_eq!(Topic::number(text.as_bytes()), expected);
     }
-    std::thread::sleep(rest(4.));
+    std::thread::sleep(rest(published, 4.));
     let mut got = 0;
     loop {
         let Seen::Text(text) = late.next() else { panic!("neither event nor CLOSED") };
