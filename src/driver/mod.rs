@@ -13,6 +13,7 @@ pub mod file_thread;
 mod listener;
 mod memory;
 pub mod places;
+mod queries;
 pub mod record;
 mod shard_loop;
 mod sockopt;

@@ -8,7 +8,6 @@
 //! looked at together when the kernel has had its turn; nearly all are done by then, without a task.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,6 +27,7 @@ use super::bus::{Address, FromShard, FromThread, LastWord, Mailbox};
 use super::clock;
 use super::connection::{self, Connection, Load, Resume};
 use super::places::{Place, Places};
+use super::queries::Queries;
 use super::record::Recorder;
 use super::watched::watched;
 use super::{Observe, listener, memory, sockopt};
@@ -36,7 +36,7 @@ use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
 use crate::relay::{
     Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard, Tuning,
 };
-use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError, WriterHandle};
+use crate::store::{ReadersHandle, Store, StoreError, WriterHandle};
 use crate::wire::batch::Batch;
 
 /// Connections beyond the most allowed that are told so; further ones are closed unheard.
@@ -44,9 +44,6 @@ const REFUSED_MAX: usize = 64;
 
 /// How often deadlines are looked at and counters copied out.
 const TIMER_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Cancelled queries that may wait for a reader beside as many that are wanted.
-const CANCELLED_SLICES_MAX: usize = 256;
 
 /// What a shard is made of, before its thread runs.
 pub struct Parts {
@@ -89,10 +86,7 @@ pub struct ShardLoop<B: Backend> {
     committing: RefCell<Option<(Arc<CommitBatch>, usize)>>,
     /// By the slot of the core's key.
     connections: RefCell<Vec<Option<Rc<Connection<B>>>>>,
-    /// Stored queries of which no slice is being read.
-    scans: RefCell<BTreeMap<ScanKey, Box<Scan>>>,
-    /// Those of them whose next slice is wanted, in turn; cancelled ones among them are passed over.
-    slices: RefCell<VecDeque<ScanKey>>,
+    queries: RefCell<Queries>,
     pub(super) scratch: RefCell<Vec<u8>>,
     batches: RefCell<Batches>,
     /// Writes begun since the kernel last had its turn; at most one a connection.
@@ -101,9 +95,7 @@ pub struct ShardLoop<B: Backend> {
     submitting: RefCell<Vec<Submission>>,
     /// Ticks since the first of them, at most `tuning.ticks_per_submit_max`.
     ticks_unsubmitted: Cell<u32>,
-    store: Store,
     submit: WriterHandle,
-    read: ReadersHandle,
     observe: Observe,
     /// Until the shard ends: tasks may keep the rest for longer, where an executor does not drop them.
     recorder: RefCell<Option<Recorder>>,
@@ -126,6 +118,7 @@ impl<B: Backend> ShardLoop<B> {
         ready: impl FnOnce(),
     ) -> std::io::Result<()> {
         let mut last_word = Some(parts.last_word);
+        let address = parts.peers[parts.number].clone();
         let shard = Rc::new(Self {
             core: RefCell::new((parts.core)()),
             now: Cell::new(clock::now().0),
@@ -141,16 +134,13 @@ impl<B: Backend> ShardLoop<B> {
             proxies: parts.proxies,
             committing: RefCell::default(),
             connections: RefCell::default(),
-            scans: RefCell::default(),
-            slices: RefCell::default(),
+            queries: RefCell::new(Queries::new(parts.store, parts.read, address)),
             scratch: RefCell::new(vec![0; parts.tuning.scratch_bytes as usize]),
             batches: RefCell::default(),
             begun: RefCell::default(),
             submitting: RefCell::default(),
             ticks_unsubmitted: Cell::default(),
-            store: parts.store,
             submit: parts.submit,
-            read: parts.read,
             observe: parts.observe,
             recorder: RefCell::new(parts.recorder),
             stopping: Cell::new(false),
@@ -283,7 +273,7 @@ impl<B: Backend> ShardLoop<B> {
         if !more || ticks >= self.tuning.ticks_per_submit_max {
             self.submit();
         }
-        self.ask_for_slices();
+        self.queries.borrow_mut().ask();
         more || self.committing.borrow().is_some() || !self.mailbox.is_empty()
     }
 
@@ -318,7 +308,7 @@ impl<B: Backend> ShardLoop<B> {
                 let wanted = self.with(|core, now| core.handle_chunk(key, chunk, now));
                 if wanted && !done {
                     // Before the effects are carried out, which may ask for the next slice.
-                    self.scans.borrow_mut().insert(key, scan);
+                    self.queries.borrow_mut().put_back(key, scan);
                 }
             }
             FromThread::Shutdown => {
@@ -422,8 +412,8 @@ impl<B: Backend> ShardLoop<B> {
             match effect {
                 Effect::Submit(submission) => self.submitting.borrow_mut().push(submission),
                 Effect::StartScan(key, query) => self.start_scan(key, query),
-                Effect::ResumeScan(key) => self.slices.borrow_mut().push_back(key),
-                Effect::CancelScan(key) => self.cancel(key),
+                Effect::ResumeScan(key) => self.queries.borrow_mut().resume(key),
+                Effect::CancelScan(key) => self.queries.borrow_mut().cancel(key),
                 Effect::PublishEphemeral { token, event } => self.publish(token, &event),
                 Effect::Admit(key, client) => self.admit(key, client),
                 Effect::Write(key) => {
@@ -546,12 +536,9 @@ impl<B: Backend> ShardLoop<B> {
 
     fn start_scan(&self, key: ScanKey, query: Query) {
         let Some(filed_at) = self.core.borrow().filed_at(key) else { return };
-        match self.store.scan(query) {
-            Ok(scan) => {
-                self.scans.borrow_mut().insert(key, Box::new(scan.up_to(filed_at)));
-                self.slices.borrow_mut().push_back(key);
-            }
-            Err(error) => self.fail_scan(key, &error),
+        let begun = self.queries.borrow_mut().begin(key, query, filed_at);
+        if let Err(error) = begun {
+            self.fail_scan(key, &error);
         }
     }
 
@@ -562,40 +549,6 @@ impl<B: Backend> ShardLoop<B> {
         self.with(|core, now| core.handle_chunk(key, chunk, now));
     }
 
-    /// Forgets a query. What it leaves in the line is swept out now and then, so that a client that
-    /// replaces its subscription over and over does not make the line grow.
-    fn cancel(&self, key: ScanKey) {
-        let mut scans = self.scans.borrow_mut();
-        scans.remove(&key);
-        let mut slices = self.slices.borrow_mut();
-        if slices.len() > 2 * scans.len() + CANCELLED_SLICES_MAX {
-            slices.retain(|waiting| scans.contains_key(waiting));
-        }
-    }
-
-    /// Hands slices to the readers while they have room; the rest waits for a later tick, which a
-    /// returning slice brings.
-    fn ask_for_slices(&self) {
-        let mut slices = self.slices.borrow_mut();
-        let mut scans = self.scans.borrow_mut();
-        while let Some(key) = slices.pop_front() {
-            let Some(scan) = scans.remove(&key) else { continue };
-            let address = self.peers[self.number].clone();
-            let job = ReadJob {
-                scan,
-                deliver: Box::new(move |scan, chunk| {
-                    // A shard that has ended reads no slice.
-                    let _ = address.send(FromThread::Chunk(key, scan, chunk));
-                }),
-            };
-            if let Err(job) = self.read.try_submit(job) {
-                scans.insert(key, job.scan);
-                slices.push_front(key);
-                return;
-            }
-        }
-    }
-
     /// Gives memory back: the room of tables, empty batches, and what the allocator keeps.
     fn give_back(&self) {
         let mut connections = self.connections.borrow_mut();
@@ -603,7 +556,7 @@ impl<B: Backend> ShardLoop<B> {
         connections.truncate(used);
         connections.shrink_to_fit();
         self.begun.borrow_mut().shrink_to_fit();
-        self.slices.borrow_mut().shrink_to_fit();
+        self.queries.borrow_mut().shrink_to_fit();
         self.batches.take();
         memory::give_back();
     }
