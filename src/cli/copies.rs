@@ -11,7 +11,6 @@ use super::failure::Failure;
 use super::output::Output;
 use super::read::{configure, open, store_options, unix_now};
 use super::tend::tell;
-use crate::config::memory::Size;
 use crate::store::{Copied, Store};
 
 /// Runs `backup`.
@@ -79,11 +78,10 @@ pub fn compact(arguments: &StoreArguments) -> Result<(), Failure> {
     bar.finish_and_clear();
     let mut output = Output::stdout();
     let text = format!(
-        "{} events; {} bytes before, {} after ({}), in {:.1} s",
+        "{} events; {} bytes before, {} after, in {:.1} s",
         done.copied.events,
         done.bytes_before,
         done.copied.bytes,
-        Size(done.copied.bytes),
         started.elapsed().as_secs_f64(),
     );
     output.line(text.as_bytes())?;

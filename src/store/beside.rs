@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -57,7 +58,9 @@ impl Beside {
     ) -> Result<u64, StoreError> {
         let path = self.data();
         let failed = || StoreError::io(&path);
-        let mut file = File::create_new(&path).map_err(failed())?;
+        // As LMDB makes its own: private messages are in it.
+        let open = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = open.map_err(failed())?;
         let mut bytes = 0;
         loop {
             let step = io::copy(&mut (&mut input).take(SYNC_BYTES), &mut file);
@@ -71,6 +74,17 @@ impl Beside {
         }
         file.sync_all().map_err(failed())?;
         Ok(bytes)
+    }
+
+    /// Gives the data file the owner and the mode of the one it is to replace, durably.
+    pub fn resemble(&self, old: &Path) -> Result<(), StoreError> {
+        let (new, like) = (self.data(), fs::metadata(old).map_err(StoreError::io(old))?);
+        let made = fs::metadata(&new).map_err(StoreError::io(&new))?;
+        if (made.uid(), made.gid()) != (like.uid(), like.gid()) {
+            chown(&new, Some(like.uid()), Some(like.gid())).map_err(StoreError::io(&new))?;
+        }
+        let like = fs::set_permissions(&new, like.permissions());
+        like.and_then(|()| File::open(&new)?.sync_all()).map_err(StoreError::io(&new))
     }
 
     /// Puts the data file at `place`; durable when this returns.

@@ -152,8 +152,9 @@ impl Alone {
         Ok(Self { data, _writer: writer, _files: hold_files(dir, Hold::Alone)? })
     }
 
-    /// Replaces the data file. Its environment must be closed.
+    /// Replaces the data file; owner and mode stay. Its environment must be closed.
     pub fn install(&self, beside: Beside) -> Result<(), StoreError> {
+        beside.resemble(&self.data)?;
         beside.install(&self.data, Over::TheOldOne)
     }
 }
@@ -176,7 +177,7 @@ fn copy(
         let written = beside.write(reader, progress);
         let copied = copier.join().expect("copying does not panic");
         written?;
-        Ok(copied?)
+        copied.map_err(|error| StoreError::from(error).in_directory(beside.dir(), 0))
     })
 }
 

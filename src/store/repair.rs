@@ -10,6 +10,8 @@
 //!
 //! Memory is bounded by a transaction, not by the store; disk space is that of a second file.
 
+use std::path::Path;
+
 use heed::{PutFlags, RoTxn};
 
 use super::apply::{check_storable, take};
@@ -58,7 +60,7 @@ impl Store {
     /// [`StoreError::Damaged`] when the events themselves cannot be read. Then the old file is in
     /// place.
     pub fn repair(
-        dir: &std::path::Path,
+        dir: &Path,
         options: &Options,
         names: &RelayNames,
         progress: &mut dyn FnMut(u64),
@@ -66,29 +68,9 @@ impl Store {
         let alone = Alone::with(dir)?;
         let old = Environment::open(dir, options, Mode::ReadOnly)?;
         let beside = Beside::new(dir.join(REBUILD))?;
-        let mut new = Environment::open(beside.dir(), options, Mode::ReadWrite)?;
-        new.hasher = old.hasher;
-        let txn = old.env.read_txn()?;
-        let mut repair = Repair {
-            old: &old,
-            txn: &txn,
-            new: &new,
-            names,
-            last_key: 0,
-            repaired: Repaired::default(),
-        };
-        repair.meta()?;
-        repair.tombstones()?;
-        repair.events(progress)?;
-        repair.marks()?;
-        let repaired = repair.repaired;
-        let report = check(&new, Some(Rereader::default()))?;
-        if let Some(difference) = report.described.first() {
-            let text = format!("even repaired it has differences ({difference}): left as it was");
-            return Err(StoreError::Damaged(text));
-        }
-        drop(txn);
-        drop((old, new));
+        let repaired = Repair::run(&old, beside.dir(), options, names, progress)
+            .map_err(|error| error.in_directory(beside.dir(), options.map_bytes_max))?;
+        drop(old);
         alone.install(beside)?;
         Ok(repaired)
     }
@@ -105,6 +87,33 @@ struct Repair<'r> {
 }
 
 impl Repair<'_> {
+    /// Makes a store in `dir` from what is in `old`.
+    fn run(
+        old: &Environment,
+        dir: &Path,
+        options: &Options,
+        names: &RelayNames,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Repaired, StoreError> {
+        let mut new = Environment::open(dir, options, Mode::ReadWrite)?;
+        new.hasher = old.hasher;
+        let txn = old.env.read_txn()?;
+        let mut repair =
+            Repair { old, txn: &txn, new: &new, names, last_key: 0, repaired: Repaired::default() };
+        repair.meta()?;
+        repair.tombstones()?;
+        repair.events(progress)?;
+        repair.marks()?;
+        let repaired = repair.repaired;
+        let report = check(&new, Some(Rereader::default()))?;
+        match report.described.first() {
+            None => Ok(repaired),
+            Some(difference) => Err(StoreError::Damaged(format!(
+                "even repaired it has differences ({difference}): left as it was"
+            ))),
+        }
+    }
+
     fn describe(&mut self, text: impl FnOnce() -> String) {
         if self.repaired.described.len() < DESCRIBED_MAX {
             self.repaired.described.push(text());

@@ -1,6 +1,7 @@
 //! Backup, restore and compaction: what they hold, what they refuse, what a crash leaves.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,6 +34,10 @@ fn restore(from: &Path, dir: &Path) -> Result<Copied, StoreError> {
 
 fn compact(dir: &Path) -> Result<u64, StoreError> {
     Store::compact(dir, &options(), &mut |_| {}).map(|done| done.bytes_before - done.copied.bytes)
+}
+
+fn mode(file: &Path) -> u32 {
+    fs::metadata(file).unwrap().permissions().mode() & 0o777
 }
 
 fn entries(dir: &Path) -> Vec<String> {
@@ -187,6 +192,7 @@ fn only_a_whole_backup_is_restored_and_only_where_nothing_is() {
         assert!(matches!(restore(&good, &dir), Err(StoreError::Held { .. })));
     }
     assert_eq!(restore(&good, &dir).unwrap().events, 500);
+    assert_eq!((mode(&good), mode(&dir.join("data.mdb"))), (0o600, 0o600));
     assert_eq!(entries(&dir), ["data.mdb", "writer.lock"]);
     assert!(matches!(restore(&good, &dir), Err(StoreError::NotEmpty { .. })));
 }
@@ -225,7 +231,11 @@ fn compaction_gives_free_pages_back_and_keeps_everything_else() {
     let before = fs::metadata(dir.path().join("data.mdb")).unwrap().len();
     let info = || Store::open_read_only(dir.path(), &options()).unwrap().info().unwrap();
     let free = info().free_bytes;
+    let file = dir.path().join("data.mdb");
+    assert_eq!(mode(&file), 0o600, "as LMDB makes it");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
     let saved = compact(dir.path()).unwrap();
+    assert_eq!(mode(&file), 0o640);
     let after = fs::metadata(dir.path().join("data.mdb")).unwrap().len();
     assert_eq!(before - after, saved);
     assert!(after < before / 4, "{before} → {after}");
