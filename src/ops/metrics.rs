@@ -140,6 +140,7 @@ metrics! {
         events_vanished: Counter "events" ("result", "rejected") ("reason", "vanished"), "Events of an author who vanished.";
         events_expired: Counter "events" ("result", "rejected") ("reason", "expired"), "Events that had expired.";
         events_refused: Counter "events" ("result", "rejected") ("reason", "blocked"), "Events refused by policy or limits.";
+        events_malformed: Counter "events" ("result", "rejected") ("reason", "malformed"), "Events that were malformed.";
         events_bad_signature: Counter "events" ("result", "rejected") ("reason", "bad_signature"), "Events whose signature was wrong.";
         events_failed: Counter "events" ("result", "rejected") ("reason", "failed"), "Events the store failed to take.";
         events_ephemeral: Counter "events" ("result", "accepted") ("reason", "ephemeral"), "Ephemeral events somebody heard.";

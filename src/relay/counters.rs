@@ -38,6 +38,8 @@ pub struct Counters {
     pub events_refused: u64,
     /// Events and other messages that were malformed.
     pub messages_invalid: u64,
+    /// Events that were malformed.
+    pub events_malformed: u64,
     /// Events whose signature was wrong.
     pub events_bad_signature: u64,
     /// Events the store failed to take.

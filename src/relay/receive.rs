@@ -247,6 +247,7 @@ impl Shard {
                 self.counters.messages_invalid += 1;
                 match refused {
                     Refused::Event { id, reason } => {
+                        self.counters.events_malformed += 1;
                         let message = RelayMessage::Ok { id: &id, accepted: false, text: &reason };
                         self.reply(key, message);
                     }

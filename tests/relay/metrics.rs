@@ -56,15 +56,18 @@ fn every_family_moves_with_the_traffic() {
     assert!(publisher.publish(&note).0, "a duplicate");
     assert!(!publisher.publish(&Draft::new(1, now()).content("x").unsigned(&author.hex())).0);
     assert!(!publisher.publish(&Draft::new(20_000, now()).sign(&Author::new(2))).0, "mute");
+    let mut wrong = author.note(now(), "malformed");
+    wrong.content.push_str(" since");
+    assert!(!publisher.publish(&wrong).0, "its id is not its hash");
     listeners.iter_mut().for_each(|listener| assert_eq!(listener.live("s"), note));
     let counts = settled(&server, "what was sent", |counts| {
-        counts.of("fanout_latency_seconds_count", "sent") >= 6 + 6 + 4
+        counts.of("fanout_latency_seconds_count", "sent") >= 6 + 6 + 5
             && counts.of("events", "mute") == 1
             && counts.delivered() == 6
             && counts.get("connections") == 7
     });
-    let events = ["stored", "duplicate", "bad_signature", "mute"];
-    assert_eq!(events.map(|reason| counts.of("events", reason)), [1; 4]);
+    let events = ["stored", "duplicate", "bad_signature", "mute", "malformed"];
+    assert_eq!(events.map(|reason| counts.of("events", reason)), [1; 5]);
     assert_eq!(counts.get("req_eose_seconds_count"), 6);
     assert_eq!(counts.of("fanout_latency_seconds_count", "commit"), 1, "of the one that is stored");
     assert_eq!(counts.of("fanout_latency_seconds_count", "enqueue"), 2, "on each shard");
