@@ -166,7 +166,6 @@ impl Relay {
             commits,
             sources: Some(Sources {
                 store: store.clone(),
-                writer: writer.handle(),
                 readers: readers.handle(),
                 places,
                 addresses,

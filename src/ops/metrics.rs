@@ -19,7 +19,7 @@ use crate::driver::bus::Address;
 use crate::driver::places::Places;
 use crate::relay::counters::Counters;
 use crate::relay::timings::{BOUNDS_US, Durations, Timings};
-use crate::store::{CommitStats, ReadersHandle, Store, WriterHandle};
+use crate::store::{CommitStats, ReadersHandle, Store};
 
 /// One number that one thread writes and others read.
 #[derive(Debug, Default)]
@@ -291,8 +291,6 @@ impl CommitMetrics {
 pub struct Sources {
     /// For its size.
     pub store: Store,
-    /// For its queue.
-    pub writer: WriterHandle,
     /// For their queue.
     pub readers: ReadersHandle,
     /// For the number of client addresses.
@@ -310,7 +308,6 @@ impl fmt::Debug for Sources {
 impl Sources {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut gauge = |name, help, value| encode_single(encoder, name, Sort::Gauge, help, value);
-        gauge("store_queue", "Events waiting for the writer.", self.writer.queued() as u64)?;
         let addresses = self.places.addresses() as u64;
         gauge("client_addresses", "Client addresses with open connections.", addresses)?;
         gauge("scan_queue", "Slices waiting for a reader.", self.readers.queued() as u64)?;
@@ -512,7 +509,6 @@ mod tests {
             stored: submitted / 2,
             bytes: 100 * submitted,
             commit: Duration::from_micros(micros),
-            queued: 0,
             failed,
         };
         metrics.commits.observe(&commit(1, 500, None));

@@ -13,7 +13,6 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -74,8 +73,6 @@ pub struct CommitStats {
     pub bytes: usize,
     /// From the start of the transaction until it was durable.
     pub commit: Duration,
-    /// Submissions that waited when it was.
-    pub queued: usize,
     /// Why the batch failed, if it did.
     pub failed: Option<String>,
 }
@@ -84,8 +81,6 @@ pub struct CommitStats {
 #[derive(Clone)]
 pub struct WriterHandle {
     queue: flume::Sender<Work>,
-    /// Submissions in it.
-    queued: Arc<AtomicUsize>,
 }
 
 /// The writer thread. Dropping it without [`Writer::close`] leaves the thread to end by itself
@@ -112,12 +107,7 @@ impl WriterHandle {
         if submissions.is_empty() {
             return Ok(());
         }
-        let count = submissions.len();
-        self.queued.fetch_add(count, Relaxed);
-        self.queue.try_send(Work::Store(submissions)).map_err(|error| {
-            self.queued.fetch_sub(count, Relaxed);
-            returned(error.into_inner())
-        })
+        self.queue.try_send(Work::Store(submissions)).map_err(|error| returned(error.into_inner()))
     }
 
     /// Submits an event as soon as the queue has room, for threads that may block.
@@ -125,17 +115,9 @@ impl WriterHandle {
     /// # Errors
     /// The submission comes back when the writer is closed.
     pub fn submit_blocking(&self, submission: Submission) -> Result<(), Submission> {
-        self.queued.fetch_add(1, Relaxed);
-        self.queue.send(Work::Store(vec![submission])).map_err(|error| {
-            self.queued.fetch_sub(1, Relaxed);
-            returned(error.into_inner()).pop().expect("what was sent")
-        })
-    }
-
-    /// Submissions waiting.
-    #[must_use]
-    pub fn queued(&self) -> usize {
-        self.queued.load(Relaxed)
+        self.queue
+            .send(Work::Store(vec![submission]))
+            .map_err(|error| returned(error.into_inner()).pop().expect("what was sent"))
     }
 }
 
@@ -160,7 +142,6 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let last_sequence = store.info()?.last_sequence;
         let (sender, receiver) = flume::bounded(options.queue_capacity.max(1));
-        let queued = Arc::<AtomicUsize>::default();
         let thread = std::thread::Builder::new().name("writer".into());
         let state = State {
             store,
@@ -169,14 +150,13 @@ impl Writer {
             sinks,
             observer,
             queue: receiver,
-            queued: queued.clone(),
             taken: Vec::new().into_iter(),
             last_sequence,
             maintained: Instant::now(),
         };
         let dir = state.store.dir().to_owned();
         let thread = thread.spawn(move || state.run()).map_err(StoreError::io(&dir))?;
-        Ok(Self { handle: WriterHandle { queue: sender, queued }, thread })
+        Ok(Self { handle: WriterHandle { queue: sender }, thread })
     }
 
     /// Where to submit events.
@@ -212,7 +192,6 @@ struct State {
     sinks: Vec<Box<dyn CommitSink>>,
     observer: Box<dyn Fn(CommitStats) + Send>,
     queue: flume::Receiver<Work>,
-    queued: Arc<AtomicUsize>,
     /// What came with a message and is in no batch yet.
     taken: std::vec::IntoIter<Submission>,
     last_sequence: Sequence,
@@ -271,7 +250,6 @@ impl State {
     }
 
     fn commit(&mut self, batch: &[Submission]) {
-        self.queued.fetch_sub(batch.len(), Relaxed);
         let started = Instant::now();
         let result = self.store.apply(batch, unix_now(), &self.names);
         let commit = started.elapsed();
@@ -291,7 +269,6 @@ impl State {
             stored: committed.stored.len(),
             bytes: batch.iter().map(|submission| submission.event.record().len()).sum(),
             commit,
-            queued: self.queued.load(Relaxed),
             failed,
         };
         let committed = Arc::new(committed);

@@ -103,7 +103,6 @@ fn metrics_are_served_where_they_are_asked_for() {
         "relay_delivered_total{shard=\"0\",source=\"live\"}",
         "relay_wakes_total{shard=\"1\"}",
         "relay_commit_seconds_bucket{le=\"0.01\"}",
-        "relay_store_queue",
         "relay_scan_queue",
         "relay_store_events",
     ] {

@@ -70,7 +70,7 @@ fn aborted_connections_leave_nothing(backend: &str) {
     wait_until("every connection to be gone", || server.counts().get("connections") == 1);
     wait_until("every place to go back", || server.counts().get("client_addresses") == 1);
     let counts = server.conserved();
-    for gauge in ["subscriptions", "index_filters", "index_keys", "scan_queue", "store_queue"] {
+    for gauge in ["subscriptions", "index_filters", "index_keys", "scan_queue"] {
         assert_eq!(counts.get(gauge), 0, "{gauge}");
     }
     for queue in ["verify", "store", "scans"] {
