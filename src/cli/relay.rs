@@ -166,6 +166,7 @@ impl Relay {
             commits,
             sources: Some(Sources {
                 store: store.clone(),
+                writer: writer.handle(),
                 readers: readers.handle(),
                 places,
                 addresses,

@@ -323,7 +323,8 @@ pub const KEYS: &[Key] = &[
     key(
         "store.map_bytes_max",
         Allowed::Number(16 * MIB, 64 << 40),
-        "Address space reserved for the database. Its file grows as needed, and no further than this.",
+        "Address space reserved for the database. Its file grows as needed, and no further than this. A \
+         quarter, 64 MiB at most, is kept for erasing.",
     ),
     key(
         "store.readers",

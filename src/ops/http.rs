@@ -18,6 +18,8 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub enum Life {
     /// It accepts clients.
     Ready,
+    /// It accepts clients, and cannot store their events. Why.
+    Failing(&'static str),
     /// It does not accept clients yet, or any more.
     NotReady,
 }
@@ -75,6 +77,10 @@ fn answer(head: &[u8], life: Life, scrape: impl FnOnce() -> String) -> Vec<u8> {
         ("/metrics", _) => response("200 OK", OPEN_METRICS, &scrape(), body),
         ("/health", _) => response("200 OK", "text/plain", "healthy\n", body),
         ("/ready", Life::Ready) => response("200 OK", "text/plain", "ready\n", body),
+        ("/ready", Life::Failing(why)) => {
+            let text = format!("not ready: events are not stored: {why}\n");
+            response("503 Service Unavailable", "text/plain", &text, body)
+        }
         ("/ready", Life::NotReady) => {
             response("503 Service Unavailable", "text/plain", "not ready\n", body)
         }
@@ -115,6 +121,7 @@ mod tests {
             ("GET /health HTTP/1.1\r\n\r\n", Life::NotReady, "200"),
             ("GET /ready HTTP/1.0\r\n\r\n", Life::Ready, "200"),
             ("GET /ready HTTP/1.1\r\n\r\n", Life::NotReady, "503"),
+            ("GET /ready HTTP/1.1\r\n\r\n", Life::Failing("why"), "503"),
             ("GET / HTTP/1.1\r\n\r\n", Life::Ready, "404"),
             ("POST /metrics HTTP/1.1\r\n\r\n", Life::Ready, "405"),
             ("GET /metrics HTTP/1.1\r\n", Life::Ready, "400"),

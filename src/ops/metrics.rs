@@ -19,7 +19,7 @@ use crate::driver::bus::Address;
 use crate::driver::places::Places;
 use crate::relay::counters::Counters;
 use crate::relay::timings::{BOUNDS_US, Durations, Timings};
-use crate::store::{CommitStats, ReadersHandle, Store};
+use crate::store::{CommitStats, ReadersHandle, Store, WriterHandle};
 
 /// One number that one thread writes and others read.
 #[derive(Debug, Default)]
@@ -291,6 +291,8 @@ impl CommitMetrics {
 pub struct Sources {
     /// For its size.
     pub store: Store,
+    /// For whether events can be stored.
+    pub writer: WriterHandle,
     /// For their queue.
     pub readers: ReadersHandle,
     /// For the number of client addresses.
@@ -308,6 +310,8 @@ impl fmt::Debug for Sources {
 impl Sources {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut gauge = |name, help, value| encode_single(encoder, name, Sort::Gauge, help, value);
+        let failing = u64::from(self.writer.failing().is_some());
+        gauge("store_failing", "1 while events cannot be stored.", failing)?;
         let addresses = self.places.addresses() as u64;
         gauge("client_addresses", "Client addresses with open connections.", addresses)?;
         gauge("scan_queue", "Slices waiting for a reader.", self.readers.queued() as u64)?;
@@ -347,6 +351,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Why events cannot be stored at present.
+    #[must_use]
+    pub fn failing(&self) -> Option<&'static str> {
+        self.sources.as_ref().and_then(|sources| sources.writer.failing())
+    }
+
     /// The text of a scrape.
     ///
     /// # Panics

@@ -199,7 +199,11 @@ impl State {
             let permit = Arc::clone(&room).acquire_owned().await.map_err(io::Error::other)?;
             let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
             let metrics = self.metrics.clone();
-            let life = if self.ready.load(Relaxed) { Life::Ready } else { Life::NotReady };
+            let life = match (self.ready.load(Relaxed), self.metrics.failing()) {
+                (false, _) => Life::NotReady,
+                (true, None) => Life::Ready,
+                (true, Some(why)) => Life::Failing(why),
+            };
             tokio::spawn(async move {
                 http::serve(stream, life, || metrics.scrape()).await;
                 drop(permit);

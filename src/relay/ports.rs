@@ -46,7 +46,7 @@ pub enum Verdict {
     Vanished,
     /// It has expired (NIP-40).
     Expired,
-    /// The store failed; nothing of the batch is durable. The text is for the operator.
+    /// The store failed; nothing of the batch is durable. The text says why, and goes to the client.
     Failed(String),
 }
 

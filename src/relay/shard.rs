@@ -459,6 +459,7 @@ impl Shard {
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict, durable_us: u64) {
         let Some(pending) = self.take_pending(ticket.token) else { return };
         let counters = &mut self.counters;
+        let failed;
         let (counter, accepted, text) = match verdict {
             Verdict::Stored => {
                 self.timings.commit.observe(pending.received_us, durable_us, 1);
@@ -477,8 +478,9 @@ impl Shard {
                 (&mut counters.events_vanished, false, "blocked: its author asked to vanish")
             }
             Verdict::Expired => (&mut counters.events_expired, false, "invalid: event has expired"),
-            Verdict::Failed(_) => {
-                (&mut counters.events_failed, false, "error: the event could not be stored")
+            Verdict::Failed(why) => {
+                failed = format!("error: the event could not be stored: {why}");
+                (&mut counters.events_failed, false, &*failed)
             }
         };
         *counter += 1;

@@ -19,7 +19,7 @@ use crate::relay::ports::Sequence;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Bytes the store may ever grow to. Address space only: the file grows with its content.
-    /// Rounded down to a multiple of 64 KiB.
+    /// Rounded down to a multiple of 64 KiB. A part, [`reserve_bytes`], is for erasing only.
     pub map_bytes_max: u64,
     /// Read transactions at once, of all processes together.
     pub readers_max: u32,
@@ -29,6 +29,13 @@ impl Default for Options {
     fn default() -> Self {
         Self { map_bytes_max: 1 << 40, readers_max: 512 }
     }
+}
+
+/// Of a map, what only erasing may use: it copies pages before it frees any. An event takes some
+/// fifteen leaves out of the indexes, so this is a thousand of them; where it is less, fewer are erased
+/// at once.
+fn reserve_bytes(map_bytes_max: u64) -> u64 {
+    (map_bytes_max / 4).min(64 << 20)
 }
 
 /// Whether an environment may be written.
@@ -110,6 +117,8 @@ pub(super) struct Environment {
     pub env: Env<WithoutTls>,
     pub tables: Tables,
     pub hasher: Hasher,
+    /// What pages in use may take after a transaction that adds events.
+    store_bytes_max: u64,
 }
 
 impl Environment {
@@ -122,7 +131,13 @@ impl Environment {
             Mode::ReadOnly => find(&env, dir),
         }
         .map_err(located)?;
-        Ok(Self { env, tables, hasher: Hasher::new(hash_key) })
+        Ok(Self::new(env, tables, hash_key))
+    }
+
+    fn new(env: Env<WithoutTls>, tables: Tables, hash_key: [u8; 16]) -> Self {
+        let map_bytes = env.info().map_size as u64;
+        let store_bytes_max = map_bytes - reserve_bytes(map_bytes);
+        Self { env, tables, hasher: Hasher::new(hash_key), store_bytes_max }
     }
 
     /// Opens a copy that nobody writes, if it is whole: a page beyond the end of a mapped file
@@ -139,7 +154,16 @@ impl Environment {
             return Err(StoreError::Damaged(text));
         }
         let (tables, hash_key) = find(&env, dir)?;
-        Ok(Self { env, tables, hasher: Hasher::new(hash_key) })
+        Ok(Self::new(env, tables, hash_key))
+    }
+
+    /// Whether a transaction that added events leaves enough of the map for erasing some.
+    pub fn has_room(&self, txn: &RoTxn<'_>) -> Result<bool, StoreError> {
+        let mut bytes = 0;
+        for (_, table) in self.tables.named() {
+            bytes += table_bytes(table, txn)?;
+        }
+        Ok(bytes <= self.store_bytes_max)
     }
 
     /// The last sequence number ever given.
@@ -171,6 +195,13 @@ impl Environment {
         self.event(txn, seq)?
             .ok_or_else(|| StoreError::Damaged(format!("an index names event {seq}: not stored")))
     }
+}
+
+/// Bytes of a table's pages.
+pub(super) fn table_bytes(table: Table, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
+    let stat = table.stat(txn)?;
+    let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+    Ok(pages as u64 * u64::from(stat.page_size))
 }
 
 /// Reads a number of the `meta` table; 0 when it was never written.
@@ -301,11 +332,15 @@ pub(super) fn lock_directory(dir: &Path) -> Result<File, StoreError> {
         }
         Err(error) => return Err(StoreError::io(&path)(error.into())),
     }
+    // Over what is there before it is cut: a full disk has no block to give back for one let go.
+    let pid = format!("{}\n", std::process::id());
     let written = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(StoreError::io(&path))?;
+        .rewind()
+        .and_then(|()| file.write_all(pid.as_bytes()))
+        .and_then(|()| file.set_len(pid.len() as u64));
+    if let Err(error) = written {
+        tracing::warn!(%error, "{} does not say who holds it", path.display());
+    }
     Ok(file)
 }
 

@@ -79,8 +79,11 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// The memory map is used up (`MDB_MAP_FULL`). Nothing of the transaction is durable.
-    #[error("the store is full: its map is bounded to {map_bytes_max} bytes")]
+    /// The memory map is used up (`MDB_MAP_FULL`), but for what erasing may need. Nothing of the
+    /// transaction is durable.
+    #[error(
+        "the store is full: store.map_bytes_max = {map_bytes_max}; raise it, or erase events (rheostr delete)"
+    )]
     Full {
         /// The bound in force.
         map_bytes_max: u64,
@@ -122,15 +125,41 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the environment is lost and must be reopened before anything else can work.
+    /// Why an event was not stored, in words that tell a client nothing about this machine.
     #[must_use]
-    pub fn is_fatal(&self) -> bool {
-        matches!(
-            self,
-            Self::Lmdb(heed::Error::Mdb(
-                MdbError::Panic | MdbError::Corrupted | MdbError::PageNotFound
-            ))
-        )
+    pub fn public(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "the store is full",
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "the disk is full"
+            }
+            Self::Io { .. } => "the disk failed",
+            Self::Busy { .. } => "the store is being reopened",
+            _ => "the store failed",
+        }
+    }
+
+    /// Whether the next transaction may well fail of the same: it is the place, not the content.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Io { .. } | Self::Lmdb(_) | Self::Busy { .. })
+    }
+
+    /// Whether pages of the data file are not what LMDB wrote: nothing read from it can be relied on.
+    #[must_use]
+    pub fn is_structural(&self) -> bool {
+        let Self::Lmdb(heed::Error::Mdb(error)) = self else { return false };
+        matches!(error, MdbError::Corrupted | MdbError::PageNotFound | MdbError::CursorFull)
+    }
+
+    /// Whether a transaction found no free page in the map.
+    pub(super) fn is_map_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Lmdb(heed::Error::Mdb(MdbError::MapFull)))
+    }
+
+    /// What a transaction ends with that may not take the last pages of the map.
+    pub(super) fn map_full() -> Self {
+        Self::Lmdb(heed::Error::Mdb(MdbError::MapFull))
     }
 
     /// Names `path` as what an I/O error is about.
@@ -142,7 +171,9 @@ impl StoreError {
     pub(super) fn in_directory(self, dir: &Path, map_bytes_max: u64) -> Self {
         match self {
             Self::Lmdb(heed::Error::Mdb(MdbError::MapFull)) => Self::Full { map_bytes_max },
-            Self::Lmdb(heed::Error::Io(source)) => Self::Io { path: dir.into(), source },
+            Self::Lmdb(heed::Error::Io(source)) => {
+                Self::Io { path: dir.into(), source: cause(source, dir) }
+            }
             Self::Lmdb(heed::Error::EnvAlreadyOpened) => Self::AlreadyOpen { dir: dir.into() },
             other => other,
         }
@@ -153,4 +184,13 @@ impl From<heed::Error> for StoreError {
     fn from(error: heed::Error) -> Self {
         Self::Lmdb(error)
     }
+}
+
+/// A write that a full disk cuts short is EIO to LMDB; where no room is left, that is the cause.
+fn cause(error: io::Error, dir: &Path) -> io::Error {
+    let full = || rustix::fs::statvfs(dir).is_ok_and(|found| found.f_bavail == 0);
+    if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) && full() {
+        return rustix::io::Errno::NOSPC.into();
+    }
+    error
 }

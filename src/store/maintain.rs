@@ -22,8 +22,21 @@ pub struct Maintained {
 }
 
 /// Erases at most `events_max` events that have expired at `now` or belong to a vanished key,
-/// looking at no more than sixteen index entries for each.
+/// looking at no more than sixteen index entries for each; fewer where the map has no room for so many.
 pub(super) fn maintain(
+    environment: &Environment,
+    now: u64,
+    events_max: usize,
+) -> Result<Maintained, StoreError> {
+    match maintain_together(environment, now, events_max) {
+        Err(error) if error.is_map_full() && events_max > 1 => {
+            maintain(environment, now, events_max / 2)
+        }
+        done => done,
+    }
+}
+
+fn maintain_together(
     environment: &Environment,
     now: u64,
     events_max: usize,
@@ -43,8 +56,19 @@ pub(super) fn maintain(
     Ok(done)
 }
 
-/// Erases those of `events` that are still there.
+/// Erases those of `events` that are still there: together, or, where the pages to be copied for that
+/// find no room in the map, half by half. After an error those of earlier parts stay erased.
 pub(super) fn erase(environment: &Environment, events: &[Sequence]) -> Result<u64, StoreError> {
+    match erase_together(environment, events) {
+        Err(error) if error.is_map_full() && events.len() > 1 => {
+            let (first, rest) = events.split_at(events.len() / 2);
+            Ok(erase(environment, first)? + erase(environment, rest)?)
+        }
+        done => done,
+    }
+}
+
+fn erase_together(environment: &Environment, events: &[Sequence]) -> Result<u64, StoreError> {
     let mut t = Transaction::begin(environment)?;
     let erased = erase_all(&mut t, events)?;
     t.commit()?;

@@ -56,6 +56,7 @@ mod tests;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -81,6 +82,10 @@ use crate::relay::ports::{CommitBatch, Query, Sequence, Submission};
 /// Entries examined between two looks at whether the transaction should end, where nobody waits.
 const ENTRIES_PER_CHUNK: usize = 20_000;
 
+/// What [`Store::probe`] writes: room for some hundred events, so that a store which has it does not fail
+/// at the next.
+const PROBE_BYTES: usize = 256 << 10;
+
 /// How long [`Store::reopen`] waits for readers to finish their slices.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
@@ -96,6 +101,10 @@ struct Shared {
     mode: Mode,
     /// `None` only while, or after, a reopening failed. Dropped before the lock below.
     environment: RwLock<Option<Arc<Environment>>>,
+    /// Set when the environment was reopened. Where writing the page that ends a commit failed, LMDB has put
+    /// the old one back without syncing; until that is on the disk, no page of the failed commit may be
+    /// used again.
+    sync_first: AtomicBool,
     /// Held for as long as the store is open for writing.
     _lock: Option<File>,
     /// Keeps others from replacing the data file.
@@ -189,6 +198,7 @@ impl Store {
             options: options.clone(),
             mode,
             environment: RwLock::new(Some(Arc::new(environment))),
+            sync_first: AtomicBool::new(false),
             _lock: lock,
             _files: files,
         };
@@ -250,11 +260,12 @@ impl Store {
     }
 
     /// Erases the next of a scan's events, at most `events_max` in one transaction; answers how
-    /// many. The deletion is done when the scan is. No tombstones: the same events may come again.
+    /// many. That works in a full map too. The deletion is done when the scan is. No tombstones: the same events may come again.
     /// With `dry_run` they are only counted.
     ///
     /// # Errors
-    /// When the store cannot be read or written; then nothing of this slice is erased.
+    /// When the store cannot be read or written; then nothing of this slice is erased, but where the map
+    /// is so full that it is erased in parts.
     pub fn delete_slice(
         &self,
         scan: &mut Scan,
@@ -343,7 +354,7 @@ impl Store {
     /// # Errors
     /// When that fails; the store is unusable until a later call succeeds.
     pub fn reopen(&self) -> Result<(), StoreError> {
-        let Shared { dir, options, mode, environment, .. } = &*self.shared;
+        let Shared { dir, options, mode, environment, sync_first, .. } = &*self.shared;
         let mut slot = environment.write().unwrap_or_else(PoisonError::into_inner);
         // Asked for before the last handle can go: LMDB must be done with the files by then.
         let closing = match slot.take() {
@@ -353,8 +364,41 @@ impl Store {
         if closing.is_some_and(|closing| !closing.wait_timeout(CLOSE_WAIT)) {
             return Err(StoreError::Busy { dir: dir.clone() });
         }
-        *slot = Some(Arc::new(Environment::open(dir, options, *mode)?));
+        let environment = Environment::open(dir, options, *mode)?;
+        sync_first.store(true, Relaxed);
+        *slot = Some(Arc::new(environment));
         Ok(())
+    }
+
+    /// Whether LMDB has given the environment up, or it is closed: also reading needs
+    /// [`Store::reopen`] first.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        let lost = |error| matches!(error, heed::Error::Mdb(heed::MdbError::Panic));
+        self.environment().map_or(true, |environment| environment.env.read_txn().is_err_and(lost))
+    }
+
+    /// Finds out whether events can be stored: writes [`PROBE_BYTES`] durably and takes them away again.
+    /// Reopens the environment if it is lost.
+    ///
+    /// # Errors
+    /// What storing events would fail with.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        if self.is_lost() {
+            self.reopen()?;
+        }
+        self.write(|environment| {
+            let meta = environment.tables.meta;
+            let mut txn = environment.env.write_txn()?;
+            meta.put(&mut txn, schema::META_PROBE, &vec![0x5a; PROBE_BYTES])?;
+            if !environment.has_room(&txn)? {
+                return Err(StoreError::map_full());
+            }
+            txn.commit()?;
+            let mut txn = environment.env.write_txn()?;
+            meta.delete(&mut txn, schema::META_PROBE)?;
+            Ok(txn.commit()?)
+        })
     }
 
     fn environment(&self) -> Result<Arc<Environment>, StoreError> {
@@ -366,11 +410,19 @@ impl Store {
         &self,
         write: impl FnOnce(&Environment) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let Shared { dir, options, mode, .. } = &*self.shared;
+        let Shared { dir, options, mode, sync_first, .. } = &*self.shared;
         if *mode == Mode::ReadOnly {
             return Err(StoreError::ReadOnly { dir: dir.clone() });
         }
         let environment = self.environment()?;
-        write(&environment).map_err(|error| error.in_directory(dir, options.map_bytes_max))
+        let synced = match sync_first.load(Relaxed) {
+            true => environment.env.force_sync().map_err(StoreError::from),
+            false => Ok(()),
+        };
+        let written = synced.and_then(|()| {
+            sync_first.store(false, Relaxed);
+            write(&environment)
+        });
+        written.map_err(|error| error.in_directory(dir, options.map_bytes_max))
     }
 }

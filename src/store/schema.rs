@@ -56,6 +56,9 @@ pub(super) const META_SCHEMA: &[u8] = b"schema";
 pub(super) const META_LAST_SEQUENCE: &[u8] = b"last_seq";
 /// meta: how far the replicated log has been applied, 8 bytes.
 pub(super) const META_APPLIED_LOG: &[u8] = b"applied_log_seq";
+/// meta: what [`super::Store::probe`] writes, and takes away again; after a kill in
+/// between the next one does.
+pub(super) const META_PROBE: &[u8] = b"probe";
 /// meta: the key of every hash in the tables, 16 bytes.
 pub(super) const META_HASH_KEY: &[u8] = b"hash_key";
 

@@ -56,12 +56,16 @@ impl<'e> Transaction<'e> {
         })
     }
 
-    /// Makes everything durable. A transaction that changed nothing costs no sync.
+    /// Makes everything durable. A transaction that changed nothing costs no sync. One that adds events
+    /// leaves some of the map to those that erase.
     pub fn commit(mut self) -> Result<(), StoreError> {
         self.put_held_back()?;
         if self.last_sequence != self.last_before {
             let last = self.last_sequence.to_be_bytes();
             self.environment.tables.meta.put(&mut self.txn, META_LAST_SEQUENCE, &last)?;
+            if !self.environment.has_room(&self.txn)? {
+                return Err(StoreError::map_full());
+            }
         }
         Ok(self.txn.commit()?)
     }

@@ -11,8 +11,12 @@
 //!  maintaining ──more to erase, nothing queued──▶ maintaining   the environment is reopened
 //!                                                               if LMDB lost it
 //! ```
+//!
+//! A full disk, a full map and a disk that fails are no end: the batch is answered so, and from then on
+//! [`Store::probe`] goes before every batch, and before nothing once a second, until it succeeds. So what
+//! is stored, and who may say "duplicate", begins again with a commit that is known to be durable.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,6 +85,7 @@ pub struct CommitStats {
 #[derive(Clone)]
 pub struct WriterHandle {
     queue: flume::Sender<Work>,
+    failing: Arc<Mutex<Option<&'static str>>>,
 }
 
 /// The writer thread. Dropping it without [`Writer::close`] leaves the thread to end by itself
@@ -119,6 +124,12 @@ impl WriterHandle {
             .send(Work::Store(vec![submission]))
             .map_err(|error| returned(error.into_inner()).pop().expect("what was sent"))
     }
+
+    /// Why events cannot be stored at present; `None` when nothing is known against it.
+    #[must_use]
+    pub fn failing(&self) -> Option<&'static str> {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn returned(work: Work) -> Vec<Submission> {
@@ -142,6 +153,7 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let last_sequence = store.info()?.last_sequence;
         let (sender, receiver) = flume::bounded(options.queue_capacity.max(1));
+        let failing = Arc::default();
         let thread = std::thread::Builder::new().name("writer".into());
         let state = State {
             store,
@@ -150,13 +162,15 @@ impl Writer {
             sinks,
             observer,
             queue: receiver,
+            failing: None,
+            told: Arc::clone(&failing),
             taken: Vec::new().into_iter(),
             last_sequence,
             maintained: Instant::now(),
         };
         let dir = state.store.dir().to_owned();
         let thread = thread.spawn(move || state.run()).map_err(StoreError::io(&dir))?;
-        Ok(Self { handle: WriterHandle { queue: sender }, thread })
+        Ok(Self { handle: WriterHandle { queue: sender, failing }, thread })
     }
 
     /// Where to submit events.
@@ -192,10 +206,21 @@ struct State {
     sinks: Vec<Box<dyn CommitSink>>,
     observer: Box<dyn Fn(CommitStats) + Send>,
     queue: flume::Receiver<Work>,
+    failing: Option<Failing>,
+    /// Its reason, for others.
+    told: Arc<Mutex<Option<&'static str>>>,
     /// What came with a message and is in no batch yet.
     taken: std::vec::IntoIter<Submission>,
     last_sequence: Sequence,
     maintained: Instant,
+}
+
+/// Since a transaction failed of something that lasts.
+struct Failing {
+    reason: &'static str,
+    since: Instant,
+    /// Submissions answered so meanwhile.
+    refused: usize,
 }
 
 impl State {
@@ -251,16 +276,16 @@ impl State {
 
     fn commit(&mut self, batch: &[Submission]) {
         let started = Instant::now();
-        let result = self.store.apply(batch, unix_now(), &self.names);
+        let proven = if self.failing.is_some() { self.prove() } else { Ok(()) };
+        let result = proven.and_then(|()| self.store.apply(batch, unix_now(), &self.names));
         let commit = started.elapsed();
         let mut failed = None;
         let committed = match result {
             Ok(committed) => CommitBatch { durable_us: monotonic_us(), ..committed },
             Err(error) => {
-                let text = error.to_string();
-                failed = Some(text.clone());
-                self.recover(&error);
-                self.failed(batch, &text)
+                failed = Some(error.to_string());
+                self.note_failure(&error, batch.len());
+                self.failed(batch, error.public())
             }
         };
         self.last_sequence = committed.last_sequence;
@@ -289,23 +314,60 @@ impl State {
     }
 
     /// A full disk or map costs the batch and nothing more: the next one finds the tables as they
-    /// were. An environment that LMDB gave up is opened again.
-    fn recover(&self, error: &StoreError) {
-        tracing::error!(%error, "commit failed");
-        if (error.is_fatal() || matches!(error, StoreError::Busy { .. }))
+    /// were. Said once, however many events it costs. An environment that LMDB gave up is opened again at
+    /// once, for the readers.
+    fn note_failure(&mut self, error: &StoreError, refused: usize) {
+        let reason = error.public();
+        if !error.lasts() {
+            tracing::error!(%error, "commit failed");
+            return;
+        }
+        let known = self.failing.take();
+        if known.as_ref().is_none_or(|known| known.reason != reason) {
+            tracing::error!(%error, "commits fail ({reason}): events are refused until one succeeds");
+        }
+        let (since, before) =
+            known.map_or((Instant::now(), 0), |known| (known.since, known.refused));
+        self.tell(Some(Failing { reason, since, refused: before + refused }));
+        if self.store.is_lost()
             && let Err(error) = self.store.reopen()
         {
             tracing::error!(%error, "the store could not be reopened");
         }
     }
 
-    /// Erases one chunk of what is due; answers whether more is.
+    /// Looks whether the store takes events again.
+    fn prove(&mut self) -> Result<(), StoreError> {
+        self.store.probe()?;
+        if let Some(Failing { since, refused, .. }) = self.failing.take() {
+            let seconds = since.elapsed().as_secs();
+            tracing::info!(seconds, refused, "commits succeed again");
+        }
+        self.tell(None);
+        Ok(())
+    }
+
+    fn tell(&mut self, failing: Option<Failing>) {
+        let reason = failing.as_ref().map(|failing| failing.reason);
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        self.failing = failing;
+    }
+
+    /// Erases one chunk of what is due, also in a full map, where that makes room; answers whether more is.
     fn maintain(&mut self) -> bool {
         self.maintained = Instant::now();
-        match self.store.maintain(unix_now(), MAINTAIN_EVENTS_MAX) {
+        let proven = if self.failing.is_some() { self.prove() } else { Ok(()) };
+        let done = match proven {
+            Err(error) if !error.is_map_full() => Err(error),
+            proven => {
+                let done = self.store.maintain(unix_now(), MAINTAIN_EVENTS_MAX);
+                done.and_then(|done| proven.map(|()| done))
+            }
+        };
+        match done {
             Ok(done) => done.more,
             Err(error) => {
-                self.recover(&error);
+                self.note_failure(&error, 0);
                 false
             }
         }

@@ -13,6 +13,7 @@ mod corpus;
 mod crash;
 mod deflate;
 mod fanout;
+mod faults;
 mod fire;
 mod hazards;
 mod layers;

@@ -229,7 +229,7 @@ fn each_verdict_has_its_ok() {
         (Verdict::Deleted, "false,\"blocked: its deletion was requested\""),
         (Verdict::Vanished, "false,\"blocked: its author asked to vanish\""),
         (Verdict::Expired, "false,\"invalid: event has expired\""),
-        (Verdict::Failed("disk".into()), "false,\"error: the event could not be stored\""),
+        (Verdict::Failed("disk".into()), "false,\"error: the event could not be stored: disk\""),
     ];
     for (n, (verdict, answer)) in cases.into_iter().enumerate() {
         let draft = Draft::saying(&n.to_string());

@@ -98,15 +98,43 @@ fn a_full_map_costs_the_batch_and_nothing_else() {
         assert!(stored < 100, "1 MiB holds no two");
     };
     assert!(matches!(error, StoreError::Full { map_bytes_max: 1_048_576 }), "{error}");
-    assert!(!error.is_fatal());
+    assert!(!store.is_lost());
     assert_eq!(store.info().unwrap().last_sequence, u64::from(stored));
     assert_eq!(visible_ids(&store, 10).len(), stored as usize);
     assert_sound(&store);
     assert_eq!(verdicts(&store, &[large(0)], 10), [Verdict::Duplicate]);
+    assert!(matches!(store.probe(), Err(StoreError::Full { .. })), "there is no room for events");
     drop(store);
     let store = Store::open(dir.path(), &Options::default()).unwrap();
     assert_eq!(apply(&store, &[large(stored)], 10).last_sequence, u64::from(stored) + 1);
     assert_sound(&store);
+}
+
+/// What erasing copies first finds room: all of a full store can be taken out of it, here of the smallest
+/// that a configuration allows.
+#[test]
+fn a_full_store_can_be_emptied() {
+    let dir = Directory::new();
+    let options = Options { map_bytes_max: 16 << 20, ..Options::default() };
+    let store = Store::open(dir.path(), &options).unwrap();
+    let values: Vec<_> = (0..40).map(|n| format!("value {n}")).collect();
+    let tags: Vec<_> = values.iter().map(|value| ["t", value.as_str()]).collect();
+    let batch = |from: u32, count: u32| -> Vec<Event> {
+        let at = |n: u32| u64::from(n * 7919 % 1000);
+        (from..from + count).map(|n| event(id(1, n), (n % 50) as u8, 1, at(n), &tags)).collect()
+    };
+    let mut stored = 0;
+    for count in [50, 1] {
+        while store.apply(&submit(&batch(stored, count)), 10, &names()).is_ok() {
+            stored += count;
+        }
+    }
+    assert!(stored > 500, "{stored}");
+    assert_eq!(store.delete(&[Filter::default()], 10, false).unwrap(), u64::from(stored));
+    assert_eq!(store.info().unwrap().events, 0);
+    assert_sound(&store);
+    store.probe().unwrap();
+    assert_eq!(apply(&store, &batch(0, 50), 10).stored.len(), 50);
 }
 
 #[test]
