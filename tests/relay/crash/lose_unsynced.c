@@ -12,6 +12,10 @@
  *   LOSE_UNSYNCED_SHADOW       path of the shadow; it is made, or continued, at the first open
  *   LOSE_UNSYNCED_DELAY_US     a sync takes this long before anything is durable
  *   LOSE_UNSYNCED_LIE_AFTER    from this many syncs on, nothing becomes durable although all succeed
+ *   LOSE_UNSYNCED_FAULTS       path of a file of `struct faults`, which a test may write at any time: some of
+ *                              the operations above fail. A write that fails is in the page cache all the
+ *                              same; a sync that fails forgets what waits, as the kernel takes those pages
+ *                              for clean. With `landed` what failed is on the disk nevertheless.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,6 +41,15 @@ struct change {
     char bytes[];
 };
 
+struct faults {
+    unsigned after; /* operations that succeed first */
+    unsigned count; /* then that many fail; 0 = none do */
+    unsigned error; /* with this errno */
+    unsigned landed;
+    unsigned fired; /* how many have failed */
+};
+
+static struct faults *faults;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned char fds[FDS_MAX];
 static struct change *first, **last = &first;
@@ -80,6 +93,15 @@ static void apply(void) {
     last = &first;
 }
 
+static void forget(void) {
+    while (first) {
+        struct change *change = first;
+        first = change->next;
+        free(change);
+    }
+    last = &first;
+}
+
 static void add(const char *bytes, size_t len, off_t at, int is_cut) {
     struct change *change = malloc(sizeof *change + len);
     if (!change) die("no memory");
@@ -89,9 +111,21 @@ static void add(const char *bytes, size_t len, off_t at, int is_cut) {
     last = &change->next;
 }
 
-/* Notes that `done` bytes of the vector were written at `at`. */
-static void note(int fd, const struct iovec *iov, ssize_t done, off_t at) {
+/* Whether this operation fails; the lock is held. */
+static int fails(void) {
+    if (!faults || !faults->count) return 0;
+    if (faults->after) return faults->after--, 0;
+    faults->count--, faults->fired++;
+    errno = faults->error;
+    return 1;
+}
+
+/* Notes that `done` bytes of the vector were written at `at`; what the caller is told. */
+static ssize_t note(int fd, const struct iovec *iov, ssize_t done, off_t at) {
     pthread_mutex_lock(&lock);
+    int failed = done > 0 && fails(), error = errno;
+    ssize_t told = failed ? -1 : done;
+    if (failed && !faults->landed) done = 0;
     for (size_t left = done > 0 ? (size_t)done : 0; left > 0; iov++) {
         size_t len = iov->iov_len < left ? iov->iov_len : left;
         if (!(fds[fd] & DSYNC)) {
@@ -102,6 +136,8 @@ static void note(int fd, const struct iovec *iov, ssize_t done, off_t at) {
         at += len, left -= len;
     }
     pthread_mutex_unlock(&lock);
+    errno = error;
+    return told;
 }
 
 static int watched(int fd) { return fd >= 0 && fd < FDS_MAX && fds[fd]; }
@@ -122,6 +158,14 @@ static int opened(int fd, const char *path, int flags) {
         if (value) delay_us = atol(value);
         value = getenv("LOSE_UNSYNCED_LIE_AFTER");
         if (value) lie_after = atol(value);
+        value = getenv("LOSE_UNSYNCED_FAULTS");
+        if (value) {
+            static int (*real)(const char *, int, ...);
+            real = (__typeof__(real))dlsym(RTLD_NEXT, "open64");
+            int file = real(value, O_RDWR | O_CLOEXEC);
+            faults = mmap(NULL, sizeof *faults, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+            if (faults == MAP_FAILED) die("map the faults");
+        }
         static int (*real)(const char *, int, ...);
         real = (__typeof__(real))dlsym(RTLD_NEXT, "open64");
         shadow = real(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -158,48 +202,43 @@ int close(int fd) {
 ssize_t pwrite(int fd, const void *bytes, size_t len, off_t at) {
     REAL(pwrite);
     ssize_t done = real(fd, bytes, len, at);
-    if (watched(fd)) note(fd, ONE(bytes, len), done, at);
-    return done;
+    return watched(fd) ? note(fd, ONE(bytes, len), done, at) : done;
 }
 ssize_t pwrite64(int fd, const void *bytes, size_t len, off64_t at) {
     REAL(pwrite64);
     ssize_t done = real(fd, bytes, len, at);
-    if (watched(fd)) note(fd, ONE(bytes, len), done, at);
-    return done;
+    return watched(fd) ? note(fd, ONE(bytes, len), done, at) : done;
 }
 ssize_t pwritev(int fd, const struct iovec *iov, int n, off_t at) {
     REAL(pwritev);
     ssize_t done = real(fd, iov, n, at);
-    if (watched(fd)) note(fd, iov, done, at);
-    return done;
+    return watched(fd) ? note(fd, iov, done, at) : done;
 }
 ssize_t pwritev64(int fd, const struct iovec *iov, int n, off64_t at) {
     REAL(pwritev64);
     ssize_t done = real(fd, iov, n, at);
-    if (watched(fd)) note(fd, iov, done, at);
-    return done;
+    return watched(fd) ? note(fd, iov, done, at) : done;
 }
 ssize_t write(int fd, const void *bytes, size_t len) {
     REAL(write);
     if (!watched(fd)) return real(fd, bytes, len);
     off_t at = lseek(fd, 0, SEEK_CUR);
     ssize_t done = real(fd, bytes, len);
-    note(fd, ONE(bytes, len), done, at);
-    return done;
+    return note(fd, ONE(bytes, len), done, at);
 }
 ssize_t writev(int fd, const struct iovec *iov, int n) {
     REAL(writev);
     if (!watched(fd)) return real(fd, iov, n);
     off_t at = lseek(fd, 0, SEEK_CUR);
     ssize_t done = real(fd, iov, n);
-    note(fd, iov, done, at);
-    return done;
+    return note(fd, iov, done, at);
 }
 
 static int cut(int fd, off_t len, int result) {
     if (result == 0 && watched(fd)) {
         pthread_mutex_lock(&lock);
-        add(NULL, 0, len, 1);
+        if (fails()) result = -1;
+        if (result == 0 || faults->landed) add(NULL, 0, len, 1);
         pthread_mutex_unlock(&lock);
     }
     return result;
@@ -211,10 +250,16 @@ int ftruncate64(int fd, off64_t len) { REAL(ftruncate64); return cut(fd, len, re
 static int synced(void) {
     if (delay_us) usleep(delay_us);
     pthread_mutex_lock(&lock);
-    if (!lies()) apply();
+    int failed = fails(), error = errno;
+    if (failed && !faults->landed) {
+        forget();
+    } else if (!lies()) {
+        apply();
+    }
     syncs++;
     pthread_mutex_unlock(&lock);
-    return 0;
+    errno = error;
+    return failed ? -1 : 0;
 }
 int fsync(int fd) { REAL(fsync); return watched(fd) ? synced() : real(fd); }
 int fdatasync(int fd) { REAL(fdatasync); return watched(fd) ? synced() : real(fd); }
