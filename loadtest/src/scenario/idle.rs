@@ -56,10 +56,13 @@ pub fn run(args: &IdleArgs) -> anyhow::Result<Outcome> {
     let window = measure(&args.common, hold, std::slice::from_mut(&mut worker))?;
     let seconds = window.elapsed.as_secs_f64();
     let held = worker.connections.iter().flatten().count();
-    let IdleWorker { connections, messages, notices, violations, .. } = worker;
+    let IdleWorker { connections, messages, notices, mut violations, .. } = worker;
     drop(connections);
     thread::sleep(CLOSE_SETTLE);
-    let gone = sample()?;
+    let gone = sample().unwrap_or_else(|error| {
+        violations.add("not_there_afterwards", || format!("{error:#}"));
+        None
+    });
 
     let mut detail = json!({
         "connections": count, "held_to_the_end": held, "messages": messages, "notices": notices.to_json(),

@@ -215,8 +215,7 @@ impl Show<'_> {
         let account = args.common.account()?;
         let mut ran = load.run(&args.common, &target)?;
         let received = ran.followed.received + ran.answered.events + ran.answered.late_events;
-        let counts =
-            account.map(|account| account.close(received, &mut ran.violations)).transpose()?;
+        let counts = account.map(|account| account.close(received, &mut ran.violations));
         let checked = stored::check(&args.check, &target, &ledger, &mut ran.violations)?;
         let mut outcome = outcome(ran, checked);
         outcome.detail["seed"] = json!(self.seed);

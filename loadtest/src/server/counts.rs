@@ -85,11 +85,15 @@ impl Account {
     /// have arrived: `received` EVENT messages, over all connections. Only a connection that the relay cut off may
     /// have been on its way to more.
     ///
-    /// # Errors
-    /// As [`Counts::settled`].
-    pub fn close(self, received: u64, violations: &mut Violations) -> anyhow::Result<Value> {
-        let after = Counts::settled(self.admin)?;
-        Ok(judge(&self.before, &after, received, violations))
+    /// Counts that cannot be read any more are a violation: they could before.
+    pub fn close(self, received: u64, violations: &mut Violations) -> Value {
+        match Counts::settled(self.admin) {
+            Ok(after) => judge(&self.before, &after, received, violations),
+            Err(error) => {
+                violations.add("counts_unreadable", || format!("{error:#}"));
+                Value::Null
+            }
+        }
     }
 }
 
@@ -127,6 +131,7 @@ fn judge(before: &Counts, after: &Counts, received: u64, violations: &mut Violat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpListener;
 
     const TEXT: &str = "HTTP/1.1 200 OK\r\n\r\n# TYPE relay_live_matched counter\n\
         relay_live_matched_total{shard=\"0\"} 3\nrelay_live_matched_total{shard=\"1\"} 4\n\
@@ -146,6 +151,26 @@ mod tests {
         assert_eq!(counts.get("events stored"), 6);
         assert_eq!(counts.0.len(), 4, "gauges are left out: {counts:?}");
         assert!(Counts::parse("HTTP/1.1 404 Not Found\r\n\r\n").is_none());
+    }
+
+    #[test]
+    fn counts_that_are_gone_afterwards_are_a_violation() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = listener.local_addr().unwrap();
+        // Twice the same is at rest; then the relay is gone.
+        let relay = thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut socket, _) = listener.accept().unwrap();
+                let mut request = [0; 200];
+                assert!(socket.read(&mut request).unwrap() > 0);
+                socket.write_all(TEXT.as_bytes()).unwrap();
+            }
+        });
+        let account = Account::open(admin).unwrap();
+        relay.join().unwrap();
+        let mut violations = Violations::default();
+        assert_eq!(account.close(0, &mut violations), Value::Null);
+        assert_eq!(kinds(&violations), ["counts_unreadable"]);
     }
 
     #[test]

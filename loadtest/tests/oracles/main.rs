@@ -140,6 +140,18 @@ fn connections_that_are_never_let_go_are_noticed() {
 }
 
 #[test]
+fn a_process_that_is_gone_afterwards_is_a_violation() {
+    for arguments in ["connect --count 40 --rate 20", "idle --connections 2 --hold-s 2"] {
+        // It stands for the relay's, and ends inside the window.
+        let mut process = Command::new("sleep").arg("1").spawn().unwrap();
+        let arguments = format!("{arguments} --pid {}", process.id());
+        let reaper = std::thread::spawn(move || process.wait());
+        assert_caught(&against(Fault::Nothing, &arguments), "not_there_afterwards");
+        reaper.join().unwrap().unwrap();
+    }
+}
+
+#[test]
 fn a_plan_runs_everything_and_fails_if_one_run_does() {
     let address = relay::start(Fault::Repeats(10));
     let plan = scratch("plan.toml");
