@@ -286,6 +286,17 @@ fn a_delivery_that_comes_twice_is_noticed() {
 }
 
 #[test]
+fn a_delivery_out_of_order_is_noticed_where_order_is_promised() {
+    let arguments = "fanout --events 100 --subscribers 2 --closed-loop";
+    let run = against(Fault::Swaps(7), arguments);
+    assert_caught(&run, "delivery_out_of_order");
+    assert_eq!(run.violations(), ["delivery_out_of_order"]);
+    let run = against(Fault::Swaps(7), &format!("{arguments} --any-order"));
+    assert_kept(&run);
+    assert!(run.report["detail"]["deliveries_out_of_order"].as_u64() > Some(0), "{}", run.report);
+}
+
+#[test]
 fn what_was_acknowledged_and_died_with_the_relay_is_missed() {
     let events = events("died", EVENTS);
     let run = against(Fault::DiesWith(EVENTS), &format!("ingest --events {events} --closed-loop"));

@@ -26,6 +26,8 @@ pub enum Fault {
     Alters(usize),
     /// Every nth delivery comes twice.
     Repeats(usize),
+    /// Every nth event is delivered after the one that follows it.
+    Swaps(usize),
     /// Live events reach subscriptions whoever wrote them.
     IgnoresAuthors,
     /// Acknowledges what it has in memory only; dies when it has as many events as this, and starts again.
@@ -57,6 +59,8 @@ struct State {
     /// In the order of arrival.
     stored: Vec<Value>,
     events: usize,
+    /// The event that [`Fault::Swaps`] holds back.
+    held: Option<Value>,
     deliveries: usize,
     subscriptions: Vec<Subscription>,
     sockets: Vec<TcpStream>,
@@ -77,6 +81,7 @@ pub fn start_at(port: u16, fault: Fault) -> SocketAddr {
         started: Instant::now(),
         stored: Vec::new(),
         events: 0,
+        held: None,
         deliveries: 0,
         subscriptions: Vec::new(),
         sockets: Vec::new(),
@@ -150,8 +155,15 @@ impl State {
             _ => 1,
         };
         (0..answers).for_each(|_| say(writer, &json!(["OK", event["id"], true, ""])));
-        if !matches!(self.fault, Fault::DeliversAllBut(n) if every(n)) {
-            self.deliver(event);
+        match self.fault {
+            Fault::DeliversAllBut(n) if every(n) => {}
+            Fault::Swaps(n) if every(n) => self.held = Some(event.clone()),
+            _ => {
+                self.deliver(event);
+                if let Some(held) = self.held.take() {
+                    self.deliver(&held);
+                }
+            }
         }
         if self.fault == Fault::DiesWith(self.events) {
             self.die();
