@@ -137,15 +137,15 @@ fn outcome(args: &AskArgs, questions: &Questions<'_>, ran: Ran) -> Outcome {
     );
     let span = match questions.verb {
         Verb::Req => {
-            let returned = answered.events;
+            let (returned, measured) = (answered.events, answered.events_measured);
             let cpu_us = accounts.server.as_ref().map(|server| server.user_us + server.sys_us);
             let cpu_us_per_event =
-                cpu_us.filter(|_| returned > 0).map(|us| round(us / returned as f64, 3));
+                cpu_us.filter(|_| measured > 0).map(|us| round(us / measured as f64, 3));
             let more = json!({
                 "events_returned": returned,
                 "events_per_query": round(returned as f64 / answered.complete.max(1) as f64, 2),
                 "events_not_in_file": answered.unknown, "message_bytes": answered.bytes,
-                "events_per_second": per_second(returned, accounts.elapsed),
+                "events_per_second": per_second(measured, accounts.elapsed),
                 "cpu_us_per_event": cpu_us_per_event,
             });
             super::extend(&mut detail, more);

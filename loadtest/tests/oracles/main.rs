@@ -322,6 +322,23 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
 }
 
 #[test]
+fn what_a_query_returned_in_the_warm_up_is_not_in_its_rate() {
+    let events = events("query-warm-up", 50);
+    let address = relay::start(Fault::Nothing);
+    let url = format!("--url ws://{address} --settle-ms 0 --json");
+    assert_kept(&generate(&format!("ingest --events {events} --closed-loop {url}")));
+    // Each finds one event, so that there are as many events a second as queries.
+    let query = format!("query --events {events} --shape ids --limit 1 --count 100 --rate 100");
+    let run = generate(&format!("{query} --warm-up-s 0.8 {url}"));
+    assert_kept(&run);
+    let detail = &run.report["detail"];
+    let (returned, answered) = (&detail["events_returned"], &detail["answered"]);
+    assert_eq!((returned, answered), (&Value::from(100), &Value::from(100)));
+    assert!(run.report["operations"].as_u64() < Some(50), "{}", run.report);
+    assert_eq!(detail["events_per_second"], run.report["ops_per_s"]);
+}
+
+#[test]
 fn a_query_that_waits_for_its_turn_is_charged_for_the_wait() {
     let events = events("query-stall", 100);
     let address = relay::start(Fault::Stalls);

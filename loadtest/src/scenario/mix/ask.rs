@@ -40,6 +40,8 @@ pub struct Answered {
     /// CLOSED instead of an answer, by the reason.
     pub refused: BTreeMap<String, u64>,
     pub events: u64,
+    /// Those of the queries that are in the figures.
+    pub events_measured: u64,
     pub bytes: u64,
     /// EVENT messages for a query that was answered already: live ones before its CLOSE arrived.
     pub late_events: u64,
@@ -60,6 +62,7 @@ impl Answered {
             *self.refused.entry(reason).or_default() += count;
         }
         self.events += other.events;
+        self.events_measured += other.events_measured;
         self.bytes += other.bytes;
         self.late_events += other.late_events;
         self.unknown += other.unknown;
@@ -299,6 +302,7 @@ impl Sheet {
         answered.complete += 1;
         if clock.is_measured(self.from_ns) {
             answered.latency.record(now, now.saturating_sub(self.from_ns));
+            answered.events_measured += self.answer.len() as u64;
         }
         self.advance(now);
     }
