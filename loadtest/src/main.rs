@@ -169,7 +169,7 @@ fn execute(command: Command, told: &mut Vec<Vec<Told>>) -> u8 {
         Command::Soak(args) => report(args, told),
         Command::Replay(args) => report(args, told),
         Command::Compare(args) => match compare::run(&args) {
-            Ok(()) => 0,
+            Ok(ok) => u8::from(!ok),
             Err(error) => {
                 eprintln!("compare: {error:#}");
                 2

@@ -90,6 +90,7 @@ fn relays_take_turns_and_one_that_breaks_a_promise_is_named_and_not_counted() {
     let broken: Vec<&str> = refused.filter(|one| !one.contains("the generator was")).collect();
     assert_eq!(broken.len(), 2, "{broken:?}");
     assert!(broken[0].contains("fan-out, bad, round 1: 2 × delivery_twice"), "{broken:?}");
+    assert_eq!(comparison["ok"], true, "the first kept its promises");
     assert!(comparison["skipped"][0].as_str().unwrap().contains("--set nowhere="));
 
     assert!(fs::read_to_string(path("page.html")).unwrap().contains("<svg"));
@@ -100,4 +101,17 @@ fn relays_take_turns_and_one_that_breaks_a_promise_is_named_and_not_counted() {
     assert!(path("out/good/ingest/1/event_to_ok.hgrm").exists());
     assert!(path("out/compare.json").exists());
     assert_eq!(fs::read_dir(path("data")).unwrap().count(), 0, "nothing is left behind");
+
+    // The one in question is the first of them.
+    let output = Command::new(env!("CARGO_BIN_EXE_rheostr-loadtest"))
+        .arg("compare")
+        .arg(path("plan.toml"))
+        .current_dir(scratch.path())
+        .args(["--data-root", "data", "--set", "relay=relay", "--relay", "bad", "--rounds", "1"])
+        .output()
+        .unwrap();
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{table}");
+    let (above, _) = table.split_once("| run").expect("a table");
+    assert!(above.contains("- refused: fan-out, bad, round 1: 2 × delivery_twice"), "{table}");
 }

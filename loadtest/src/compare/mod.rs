@@ -75,6 +75,8 @@ pub struct CompareArgs {
 #[derive(Debug, Serialize)]
 pub struct Comparison {
     pub schema: u32,
+    /// The first relay broke no promise.
+    pub ok: bool,
     pub file: String,
     pub rounds: u32,
     /// Of the first run.
@@ -117,9 +119,11 @@ pub struct Taken {
     pub log: Option<String>,
 }
 
+/// Whether the first relay, the one in question, broke no promise.
+///
 /// # Errors
 /// A file that is no plan, a relay that does not start, SIGINT or SIGTERM.
-pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
+pub fn run(args: &CompareArgs) -> anyhow::Result<bool> {
     let mut known = Known::default();
     let plan = plan(args, &mut known)?;
     let (plan, skipped) = available(plan, &known)?;
@@ -148,7 +152,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
         print!("{}", table_text(&comparison));
     }
     ensure!(!comparison.rows.is_empty(), "no run counts");
-    Ok(())
+    Ok(comparison.ok)
 }
 
 fn plan(args: &CompareArgs, known: &mut Known) -> anyhow::Result<Plan> {
@@ -222,6 +226,8 @@ struct Course {
     progress: ProgressBar,
     taken: Vec<Taken>,
     refused: Vec<String>,
+    /// The first relay broke no promise.
+    ok: bool,
 }
 
 impl Course {
@@ -238,7 +244,8 @@ impl Course {
         let style = ProgressStyle::with_template("{pos}/{len} {elapsed} {msg}")?;
         let progress = ProgressBar::new(steps as u64).with_style(style);
         let (taken, refused) = (Vec::new(), Vec::new());
-        Ok(Self { plan, known, root: root.to_owned(), out, interrupted, progress, taken, refused })
+        let (root, ok) = (root.to_owned(), true);
+        Ok(Self { plan, known, root, out, interrupted, progress, taken, refused, ok })
     }
 
     fn generate(&self) -> anyhow::Result<()> {
@@ -304,6 +311,7 @@ impl Course {
         let (code, report, errors) = self.generator(&arguments)?;
         let report: Value = serde_json::from_str(&report).unwrap_or_default();
         if code != Some(0) {
+            self.ok &= number != 0 && number != self.plan.relay.len();
             let oracle = report["oracle"]["kinds"].as_array().filter(|kinds| !kinds.is_empty());
             let why = match (oracle, report["error"].as_str()) {
                 (Some(kinds), _) => kinds.iter().map(complaint).collect::<Vec<_>>().join("; "),
@@ -352,7 +360,7 @@ impl Course {
     }
 
     fn comparison(self, file: String, skipped: Vec<String>) -> Comparison {
-        let Self { plan, taken, refused, .. } = self;
+        let Self { plan, taken, refused, ok, .. } = self;
         let mut worst = Disturbance::default();
         for taken in &taken {
             let worse = |field: &str, so_far: f64| {
@@ -379,6 +387,7 @@ impl Course {
         };
         Comparison {
             schema: SCHEMA,
+            ok,
             file,
             rounds: plan.rounds,
             machine: taken.first().map_or(Value::Null, |taken| taken.report["machine"].clone()),

@@ -9,7 +9,12 @@ pub fn text(comparison: &Comparison) -> String {
     header.push("noise".to_owned());
     let mut lines = vec![header];
     lines.extend(comparison.rows.iter().map(cells));
-    let mut text = aligned(&lines);
+    let listed = |what: &str, list: &[String]| {
+        list.iter().map(|one| format!("- {what}: {one}\n")).collect::<Vec<_>>()
+    };
+    let mut text = listed("refused", &comparison.refused).concat();
+    text += if text.is_empty() { "" } else { "\n" };
+    text += &aligned(&lines);
     let worst = &comparison.worst;
     let (first, rounds) = (&comparison.relays[0].relay.name, comparison.rounds);
     text += &format!(
@@ -23,12 +28,7 @@ pub fn text(comparison: &Comparison) -> String {
     for contender in &comparison.relays {
         text += &about(contender);
     }
-    for (what, list) in [("not compared", &comparison.skipped), ("refused", &comparison.refused)] {
-        for one in list {
-            text += &format!("- {what}: {one}\n");
-        }
-    }
-    text
+    text + &listed("not compared", &comparison.skipped).concat()
 }
 
 fn about(contender: &Contender) -> String {
