@@ -9,7 +9,7 @@ mod deaf;
 
 use super::mix::{Ledger, LiveFilter, Load, Ran};
 use super::schedule::{Arrivals, Pace};
-use super::{Common, share};
+use super::{Common, extend, share};
 use crate::events::generate::{Generator, unix_now};
 use crate::events::{self, SignedEvent};
 use crate::report::{Outcome, per_second};
@@ -108,7 +108,8 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
         outcome.detail["deaf"] = gone.report;
     }
     if let Some(account) = account {
-        outcome.detail["relay_counts"] = account.close(received, &mut outcome.violations);
+        let told = account.close(received, &mut outcome.violations);
+        extend(&mut outcome.detail, told);
     }
     Ok(outcome)
 }

@@ -215,11 +215,13 @@ impl Show<'_> {
         let account = args.common.account()?;
         let mut ran = load.run(&args.common, &target)?;
         let received = ran.followed.received + ran.answered.events + ran.answered.late_events;
-        let counts = account.map(|account| account.close(received, &mut ran.violations));
+        let told = account.map(|account| account.close(received, &mut ran.violations));
         let checked = stored::check(&args.check, &target, &ledger, &mut ran.violations)?;
         let mut outcome = outcome(ran, checked);
         outcome.detail["seed"] = json!(self.seed);
-        outcome.detail["relay_counts"] = json!(counts);
+        if let Some(told) = told {
+            extend(&mut outcome.detail, told);
+        }
         Ok(outcome)
     }
 }

@@ -5,10 +5,10 @@
 //! or their number. Each connection asks one query at a time: in the open loop, one that finds it busy waits, and its
 //! latency counts from when it was due.
 
-use super::Common;
 use super::corpus::{Corpus, Shape};
 use super::mix::{Ledger, LiveFilter, Load, Questions, Ran, Verb};
 use super::schedule::{Arrivals, Pace};
+use super::{Common, extend};
 use crate::events::{self, IdIndex, Random};
 use crate::report::{Outcome, per_second, round};
 use clap::Args;
@@ -110,7 +110,8 @@ fn ask(args: &AskArgs, verb: Verb, limit: Option<usize>) -> anyhow::Result<Outco
     let received = ran.answered.events + ran.answered.late_events;
     let mut outcome = outcome(args, &questions, ran);
     if let Some(account) = account {
-        outcome.detail["relay_counts"] = account.close(received, &mut outcome.violations);
+        let told = account.close(received, &mut outcome.violations);
+        extend(&mut outcome.detail, told);
     }
     Ok(outcome)
 }
@@ -148,7 +149,7 @@ fn outcome(args: &AskArgs, questions: &Questions<'_>, ran: Ran) -> Outcome {
                 "events_per_second": per_second(measured, accounts.elapsed),
                 "cpu_us_per_event": cpu_us_per_event,
             });
-            super::extend(&mut detail, more);
+            extend(&mut detail, more);
             summary += &format!(", {} an event; {returned} events", detail["cpu_us_per_event"]);
             "req_to_eose"
         }

@@ -40,14 +40,8 @@ impl Counts {
     }
 
     fn read(admin: SocketAddr) -> anyhow::Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&admin, Duration::from_secs(5))
-            .with_context(|| format!("--admin {admin}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).with_context(|| format!("--admin {admin}"))?;
-        Self::parse(&text).with_context(|| format!("--admin {admin}: these are not its metrics"))
+        Self::parse(&fetch(admin)?)
+            .with_context(|| format!("--admin {admin}: these are not its metrics"))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -67,33 +61,60 @@ impl Counts {
     }
 }
 
+/// What its metrics listener says.
+fn fetch(admin: SocketAddr) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, Duration::from_secs(5))
+        .with_context(|| format!("--admin {admin}"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).with_context(|| format!("--admin {admin}"))?;
+    Ok(text)
+}
+
+/// The relay's own `[tuning]`, by key; null where it tells none.
+fn tuning(text: &str) -> Value {
+    let Some(labels) = text
+        .lines()
+        .find_map(|line| line.strip_prefix("relay_tuning_info{")?.strip_suffix("\"} 1"))
+    else {
+        return Value::Null;
+    };
+    labels.split("\",").filter_map(|label| label.split_once("=\"")).collect()
+}
+
 /// Holds the relay's counts against the generator's, over the part of a run between two readings.
 #[derive(Clone, Debug)]
 pub struct Account {
     admin: SocketAddr,
     before: Counts,
+    tuning: Value,
 }
 
 impl Account {
     /// # Errors
     /// As [`Counts::settled`].
     pub fn open(admin: SocketAddr) -> anyhow::Result<Self> {
-        Ok(Self { admin, before: Counts::settled(admin)? })
+        let tuning = tuning(&fetch(admin)?);
+        Ok(Self { admin, before: Counts::settled(admin)?, tuning })
     }
 
     /// Every event that matched a live subscription must be accounted for, and what the relay says it delivered must
     /// have arrived: `received` EVENT messages, over all connections. Only a connection that the relay cut off may
     /// have been on its way to more.
     ///
+    /// For the report: `relay_counts`, and the `relay_tuning` they were counted under.
+    ///
     /// Counts that cannot be read any more are a violation: they could before.
     pub fn close(self, received: u64, violations: &mut Violations) -> Value {
-        match Counts::settled(self.admin) {
+        let counts = match Counts::settled(self.admin) {
             Ok(after) => judge(&self.before, &after, received, violations),
             Err(error) => {
                 violations.add("counts_unreadable", || format!("{error:#}"));
                 Value::Null
             }
-        }
+        };
+        json!({"relay_counts": counts, "relay_tuning": self.tuning})
     }
 }
 
@@ -137,7 +158,8 @@ mod tests {
         relay_live_matched_total{shard=\"0\"} 3\nrelay_live_matched_total{shard=\"1\"} 4\n\
         relay_delivered_total{shard=\"0\",source=\"live\"} 5\nrelay_scan_queue 0\n\
         relay_delivered_total{shard=\"0\",source=\"stored\"} 2\nrelay_connections{shard=\"0\"} 9\n\
-        relay_events_total{shard=\"0\",result=\"accepted\",reason=\"stored\"} 6\n";
+        relay_events_total{shard=\"0\",result=\"accepted\",reason=\"stored\"} 6\n\
+        relay_tuning_info{batch_events_max=\"512\",receive=\"ring\"} 1\n";
 
     fn kinds(violations: &Violations) -> Vec<String> {
         violations.kinds().iter().map(|one| one.name.to_owned()).collect()
@@ -150,6 +172,7 @@ mod tests {
         assert_eq!((counts.get("delivered live"), counts.get("delivered stored")), (5, 2));
         assert_eq!(counts.get("events stored"), 6);
         assert_eq!(counts.0.len(), 4, "gauges are left out: {counts:?}");
+        assert_eq!(tuning("relay_connections{shard=\"0\"} 9\n"), Value::Null);
         assert!(Counts::parse("HTTP/1.1 404 Not Found\r\n\r\n").is_none());
     }
 
@@ -157,9 +180,9 @@ mod tests {
     fn counts_that_are_gone_afterwards_are_a_violation() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap();
-        // Twice the same is at rest; then the relay is gone.
+        // The tuning, then twice the same, which is at rest; then the relay is gone.
         let relay = thread::spawn(move || {
-            for _ in 0..2 {
+            for _ in 0..3 {
                 let (mut socket, _) = listener.accept().unwrap();
                 let mut request = [0; 200];
                 assert!(socket.read(&mut request).unwrap() > 0);
@@ -169,7 +192,9 @@ mod tests {
         let account = Account::open(admin).unwrap();
         relay.join().unwrap();
         let mut violations = Violations::default();
-        assert_eq!(account.close(0, &mut violations), Value::Null);
+        let told = account.close(0, &mut violations);
+        let tuning = json!({"batch_events_max": "512", "receive": "ring"});
+        assert_eq!(told, json!({"relay_counts": null, "relay_tuning": tuning}));
         assert_eq!(kinds(&violations), ["counts_unreadable"]);
     }
 
