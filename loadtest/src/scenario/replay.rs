@@ -2,18 +2,22 @@
 //!
 //! A second of the file is the finest that `created_at` tells: its events are spread evenly over it. Nobody else's
 //! events match the followers' filters, so every delivery is judged; a file with replacements, deletions or expired
-//! events may have some of them refused, which is counted and no violation.
+//! events may have some of them refused, which is counted and no violation. A capture of a relay's own (`rheostr
+//! --capture`) tells microseconds, and each of its events is due when it came.
 
 use super::mixed::{CrowdArgs, Show};
 use super::schedule::{Arrivals, Pace};
 use super::share;
 use crate::events::{self, SignedEvent};
 use crate::report::Outcome;
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
-use serde_json::json;
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct ReplayArgs {
@@ -23,6 +27,10 @@ pub struct ReplayArgs {
     /// Signed events, in any order; with --runs, each run replays its share
     #[arg(long, value_name = "JSONL")]
     pub events: PathBuf,
+    /// The file is a capture of rheostr's: its events, each when it came; what is no valid event, or came before, is
+    /// left out
+    #[arg(long)]
+    pub captured: bool,
     /// Replay only the first N events of the file
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -38,15 +46,48 @@ super::scenario!(ReplayArgs, "replay", crowd.common, run);
 pub fn run(args: &ReplayArgs) -> anyhow::Result<Outcome> {
     ensure!(args.speed > 0.0, "--speed {} is not above 0", args.speed);
     ensure!(args.crowd.learn.is_none(), "--learn makes events, and replay has its own");
-    let (events, _) = events::load(&args.events, args.limit)?;
-    let (events, times) = in_time(share(&events, &args.crowd.common)?)?;
-    let due = due_ns(&times, args.speed);
+    let (events, due) = if args.captured {
+        ensure!(args.crowd.common.runs == 1, "--captured has its own pace once, not --runs times");
+        let (events, times) = captured(&args.events, args.limit)?;
+        let first = times[0];
+        let due = times.iter().map(|us| ((us - first) as f64 / args.speed * 1e3) as u64).collect();
+        (events, due)
+    } else {
+        let (events, _) = events::load(&args.events, args.limit)?;
+        let (events, times) = in_time(share(&events, &args.crowd.common)?)?;
+        (events, due_ns(&times, args.speed))
+    };
+    let file_seconds = due.last().map(|ns: &u64| (*ns as f64 / 1e9 * args.speed).round());
     let index = events::index(&events)?;
     let pace = Pace::Open(Arrivals::At(due));
     let show = Show { seed: args.crowd.seed.unwrap_or(1), events: &events, index: &index };
     let mut outcome = show.run(&args.crowd, &pace, None)?;
-    outcome.detail["file_seconds"] = json!(times.last().zip(times.first()).map(|(z, a)| z - a + 1));
+    outcome.detail["file_seconds"] = json!(file_seconds);
     Ok(outcome)
+}
+
+/// The events of a capture, and when each came, in microseconds.
+fn captured(path: &Path, limit: Option<usize>) -> anyhow::Result<(Vec<SignedEvent>, Vec<u64>)> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let (mut seen, mut timed) = (HashSet::new(), Vec::new());
+    for (number, line) in BufReader::new(file).lines().enumerate() {
+        let line: Value = serde_json::from_str(&line?).with_context(|| {
+            format!("{}:{} is no line of a capture", path.display(), number + 1)
+        })?;
+        // The last line tells only how many messages found no room.
+        let (Some(us), Some(text)) = (line["us"].as_u64(), line["text"].as_str()) else { continue };
+        let Ok((name, event)) = serde_json::from_str::<(String, Value)>(text) else { continue };
+        if name == "EVENT"
+            && let Ok(event) = SignedEvent::from_json(event.to_string())
+            && seen.insert(event.id)
+        {
+            timed.push((event, us));
+        }
+    }
+    timed.truncate(limit.unwrap_or(usize::MAX));
+    ensure!(!timed.is_empty(), "{}: no events", path.display());
+    timed.sort_by_key(|(_, us)| *us);
+    Ok(timed.into_iter().unzip())
 }
 
 /// The events and their `created_at`, oldest first.
@@ -84,6 +125,34 @@ mod tests {
         };
         assert_eq!(ms(&[100, 100, 103], 1.0), [0, 500, 3000]);
         assert_eq!(ms(&[100, 100, 103], 10.0), [0, 50, 300]);
+    }
+
+    #[test]
+    fn a_capture_gives_its_events_when_they_came() {
+        let mut generator = Generator::new(1, 3, Vec::new(), 1_800_000_000, 3).unwrap();
+        let events: Vec<_> = (0..3).map(|_| generator.next_event()).collect();
+        let said =
+            |us: u64, text: String| json!({"us": us, "shard": 0, "connection": 1, "text": text});
+        let event = |us, n: usize| said(us, format!("[\"EVENT\",{}]", events[n].json));
+        let lines = [
+            event(70, 0),
+            said(71, r#"["REQ","s",{}]"#.into()),
+            event(9_000, 1),
+            event(9_500, 0),
+            said(9_600, r#"["EVENT",{"id":"00"}]"#.into()),
+            event(8_000, 2),
+            json!({"dropped": 0}),
+        ];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines.map(|line| format!("{line}\n")).concat()).unwrap();
+        let (found, times) = captured(file.path(), None).unwrap();
+        assert_eq!(times, [70, 8_000, 9_000]);
+        assert!(found.iter().map(|one| one.id).eq([0, 2, 1].map(|n: usize| events[n].id)));
+        assert_eq!(captured(file.path(), Some(1)).unwrap().1, [70]);
+        std::fs::write(file.path(), "no JSON").unwrap();
+        assert!(
+            format!("{:#}", captured(file.path(), None).unwrap_err()).contains(":1 is no line")
+        );
     }
 
     #[test]
