@@ -16,6 +16,7 @@ const P99_RATIO_MAX: f64 = 2.0;
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct DeafArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     pub fanout: FanoutArgs,
     /// How often the fan-out runs without, and with, those of --deaf
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]

@@ -24,6 +24,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct FanoutArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     pub common: Common,
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub subscribers: u32,

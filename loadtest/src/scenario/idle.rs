@@ -19,6 +19,7 @@ const CLOSE_SETTLE: Duration = Duration::from_secs(1);
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct IdleArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     pub common: Common,
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,

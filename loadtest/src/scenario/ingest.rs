@@ -17,8 +17,10 @@ use std::path::PathBuf;
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct IngestArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     pub common: Common,
     #[command(flatten)]
+    #[serde(flatten)]
     pub check: CheckArgs,
     /// Signed events, one JSON object a line (see `gen`); with --runs, each run publishes its share
     #[arg(long, value_name = "JSONL")]

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct QueryArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     pub ask: AskArgs,
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub limit: u32,
@@ -29,6 +30,7 @@ super::scenario!(QueryArgs, "query", ask.common, run);
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct CountArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     pub ask: AskArgs,
 }
 

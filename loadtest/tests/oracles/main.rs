@@ -211,6 +211,24 @@ fn bystanders_get_nothing() {
 }
 
 #[test]
+fn common_options_are_reported_at_the_same_place() {
+    let events = events("parameters", 20);
+    for arguments in [
+        "idle --connections 1 --hold-s 1",
+        "connect --count 1",
+        "fanout --events 5 --subscribers 1 --closed-loop",
+        "slow-readers --rounds 1 --events 5 --subscribers 1 --deaf 1 --closed-loop",
+        "soak --duration-s 0.1 --rate 20",
+        &format!("ingest --events {events} --closed-loop"),
+        &format!("query --shape author --count 2 --events {events}"),
+        &format!("count --shape author --count 2 --events {events}"),
+    ] {
+        let run = against(Fault::Nothing, arguments);
+        assert_eq!(run.report["parameters"]["timeout_s"], 10, "{arguments}: {}", run.report);
+    }
+}
+
+#[test]
 fn a_part_of_a_file_is_published() {
     let events = events("parts", 100);
     let ingest = format!("ingest --events {events} --closed-loop");
