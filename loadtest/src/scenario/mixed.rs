@@ -255,7 +255,7 @@ fn filters(events: &[SignedEvent], count: u32, random: &mut Random) -> anyhow::R
 }
 
 /// A tag that filters can ask for.
-fn is_indexed(tag: &[String]) -> bool {
+pub fn is_indexed(tag: &[String]) -> bool {
     tag.len() > 1 && tag[0].len() == 1 && tag[0].as_bytes()[0].is_ascii_alphabetic()
 }
 

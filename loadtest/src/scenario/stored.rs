@@ -2,9 +2,10 @@
 //! answer queries as a naive evaluation does?
 //!
 //! A relay may hold other events too. Every event of an answer must match the filter by its own JSON, come once, and
-//! in the order of NIP-01; and every acknowledged event that matches must be in it, unless the limit cut it off.
+//! newest first; and every acknowledged event that matches must be in it, unless the limit cut it off.
 
 use super::mix::Ledger;
+use super::mixed::is_indexed;
 use crate::client::{Connection, Target};
 use crate::events::filter::Filter;
 use crate::events::{EventFields, Random, SignedEvent};
@@ -193,7 +194,7 @@ fn query(
 fn draw(number: usize, lasting: &[EventFields], random: &mut Random) -> Value {
     let event = &lasting[random.below(lasting.len())];
     let limit = 1 + random.below(QUERY_LIMIT_MAX);
-    let tag = event.tags.iter().find(|tag| tag.len() > 1 && tag[0].len() == 1);
+    let tag = event.tags.iter().find(|tag| is_indexed(tag));
     let mut filter = match (number % 6, tag) {
         (0, _) => json!({"authors": [event.pubkey]}),
         (1, Some(tag)) => json!({format!("#{}", tag[0]): [tag[1]]}),
