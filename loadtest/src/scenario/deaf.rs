@@ -5,6 +5,7 @@
 
 use super::fanout::{self, FanoutArgs};
 use crate::report::{Outcome, Violations, round};
+use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -28,6 +29,8 @@ super::scenario!(DeafArgs, "slow-readers", fanout.common, run);
 /// # Errors
 /// As [`fanout::run`].
 pub fn run(args: &DeafArgs) -> anyhow::Result<Outcome> {
+    ensure!(args.fanout.deaf > 0, "--deaf is 0: there is nobody who does not read");
+    ensure!(args.fanout.from.is_none(), "--from: each fan-out needs events of its own");
     let mut violations = Violations::default();
     let mut checked = 0;
     let mut runs: [Vec<Outcome>; 2] = Default::default();

@@ -7,6 +7,7 @@ use super::{Clock, Common, Notices, POLL_MS_MAX, Worker, connect, lost, measure}
 use crate::client::{Connection, Poller, RelayMessage, message};
 use crate::report::{Outcome, Pacing, Violations, round};
 use crate::server::{Sample, SocketMemory};
+use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -41,6 +42,8 @@ struct IdleWorker {
 /// # Errors
 /// A connection that is refused, a file descriptor limit that is too low.
 pub fn run(args: &IdleArgs) -> anyhow::Result<Outcome> {
+    ensure!(args.common.admin.is_none(), "--admin: there are no deliveries to count");
+    ensure!(args.common.threads == 1, "--threads: one thread holds all connections");
     let count = args.connections as usize;
     let target = args.common.prepare(count)?;
     let sample = || args.common.pid.map(Sample::take).transpose();

@@ -52,6 +52,7 @@ super::scenario!(IngestArgs, "ingest", common, run);
 /// # Errors
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.
 pub fn run(args: &IngestArgs) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(args.common.admin.is_none(), "--admin: there are no deliveries to count");
     let pace = match args.closed_loop {
         true => Pace::Closed { in_flight_max: args.in_flight as usize },
         false => Pace::Open(Arrivals::even(args.rate)?),

@@ -92,6 +92,7 @@ pub fn run_churn(args: &ChurnArgs) -> anyhow::Result<Outcome> {
 }
 
 fn visit(args: &ConnectArgs, request: Vec<u8>, abort_share: f64) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(args.common.admin.is_none(), "--admin: no delivery is counted here");
     let threads = usize::from(args.common.threads);
     let (pace, open_max) = match args.closed_loop {
         true => (Pace::Closed { in_flight_max: 1 }, args.at_once),

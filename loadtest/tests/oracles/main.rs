@@ -211,6 +211,24 @@ fn bystanders_get_nothing() {
 }
 
 #[test]
+fn an_option_that_would_do_nothing_is_refused() {
+    let events = events("refused-options", 20);
+    for (arguments, names) in [
+        ("slow-readers --events 10", "--deaf"),
+        (&format!("slow-readers --deaf 1 --from {events}"), "--from"),
+        ("idle --connections 1 --hold-s 1 --threads 2", "--threads"),
+        ("idle --connections 1 --hold-s 1 --admin 127.0.0.1:9", "--admin"),
+        ("connect --count 1 --admin 127.0.0.1:9", "--admin: no"),
+        ("churn --count 1 --admin 127.0.0.1:9", "--admin: no"),
+        (&format!("ingest --events {events} --admin 127.0.0.1:9"), "--admin: there"),
+    ] {
+        let run = against(Fault::Nothing, arguments);
+        assert_eq!(run.status, 2, "{arguments}: {}", run.report);
+        assert!(run.report["error"].as_str().unwrap().starts_with(names), "{}", run.report);
+    }
+}
+
+#[test]
 fn common_options_are_reported_at_the_same_place() {
     let events = events("parameters", 20);
     for arguments in [
