@@ -31,6 +31,7 @@ use crate::server::Sample;
 use crate::server::counts::Account;
 use anyhow::{Context, ensure};
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -160,7 +161,10 @@ pub trait Scenario: Serialize {
     /// # Errors
     /// As [`Self::run`].
     fn run_and_judge(&self) -> anyhow::Result<Outcome> {
-        let mut outcome = self.run()?;
+        let shown = progress(Self::NAME, self.common());
+        let outcome = self.run();
+        shown.finish_and_clear();
+        let mut outcome = outcome?;
         if let Some(limit_ms) = self.common().p99_max_ms {
             let (of, latency) = outcome.latencies.first().context("no latency for --p99-max-ms")?;
             let p99_ms = latency.summary().p99 / 1000.0;
@@ -172,6 +176,16 @@ pub trait Scenario: Serialize {
         }
         Ok(outcome)
     }
+}
+
+/// How long the run has lasted; on a terminal only.
+fn progress(name: &str, common: &Common) -> ProgressBar {
+    let (run, runs) = (common.run + 1, common.runs);
+    let style = ProgressStyle::with_template("{msg} {elapsed}").expect("a template");
+    let progress = ProgressBar::new_spinner().with_style(style);
+    progress.set_message(format!("{name}, run {run} of {runs}:"));
+    progress.enable_steady_tick(Duration::from_secs(1));
+    progress
 }
 
 /// Implements [`Scenario`] for a subcommand's arguments: name, path to the shared options, and the function that runs.
