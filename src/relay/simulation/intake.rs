@@ -97,7 +97,7 @@ impl Node {
                 }
                 _ => {
                     self.seen.note(Seen::CommitFailed);
-                    self.answer(key, note, false, "error: the event could not be stored");
+                    self.answer(key, note, false, "error: the event could not be stored: disk");
                 }
             }
         }
