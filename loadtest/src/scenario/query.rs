@@ -166,7 +166,7 @@ fn outcome(args: &AskArgs, questions: &Questions<'_>, ran: Ran) -> Outcome {
     };
     Outcome {
         violations,
-        checked: all,
+        checked: answered.complete,
         unit: "query",
         operations: latency.count,
         pacing: pace.pacing(),

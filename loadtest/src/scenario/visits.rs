@@ -135,7 +135,7 @@ fn visit(args: &ConnectArgs, request: Vec<u8>, abort_share: f64) -> anyhow::Resu
     }
     Ok(Outcome {
         violations: visited.violations,
-        checked: count as u64,
+        checked: visited.opened_count,
         unit: "connection",
         operations: open.count,
         pacing: custom.pace.pacing(),
