@@ -89,21 +89,7 @@ fn reset(raw: Raw) {
     SockRef::from(&raw.stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
 }
 
-#[test]
-fn each_address_has_its_cap_on_tokio_uring() {
-    each_address_has_its_cap("tokio-uring");
-}
-
-#[test]
-fn each_address_has_its_cap_on_epoll() {
-    each_address_has_its_cap("epoll");
-}
-
-#[cfg(feature = "glommio")]
-#[test]
-fn each_address_has_its_cap_on_glommio() {
-    each_address_has_its_cap("glommio");
-}
+on_every_backend!(each_address_has_its_cap);
 
 /// Several addresses fill their caps; a connection more is refused before it has sent anything; a place
 /// comes back however its connection ends.
@@ -166,21 +152,7 @@ fn who_does_not_stop_calling_is_not_heard() {
     wait_until("every place to be given back", || relay.addresses() == 0);
 }
 
-#[test]
-fn a_proxy_speaks_for_its_clients_on_tokio_uring() {
-    a_proxy_speaks_for_its_clients("tokio-uring");
-}
-
-#[test]
-fn a_proxy_speaks_for_its_clients_on_epoll() {
-    a_proxy_speaks_for_its_clients("epoll");
-}
-
-#[cfg(feature = "glommio")]
-#[test]
-fn a_proxy_speaks_for_its_clients_on_glommio() {
-    a_proxy_speaks_for_its_clients("glommio");
-}
+on_every_backend!(a_proxy_speaks_for_its_clients);
 
 fn a_proxy_speaks_for_its_clients(backend: &str) {
     let relay = Relay::start(backend);
@@ -222,21 +194,7 @@ fn a_proxy_speaks_for_its_clients(backend: &str) {
     assert!(relay.server.stop().success());
 }
 
-#[test]
-fn a_client_behind_a_proxy_may_say_much_with_its_handshake_on_tokio_uring() {
-    a_client_behind_a_proxy_may_say_much_with_its_handshake("tokio-uring");
-}
-
-#[test]
-fn a_client_behind_a_proxy_may_say_much_with_its_handshake_on_epoll() {
-    a_client_behind_a_proxy_may_say_much_with_its_handshake("epoll");
-}
-
-#[cfg(feature = "glommio")]
-#[test]
-fn a_client_behind_a_proxy_may_say_much_with_its_handshake_on_glommio() {
-    a_client_behind_a_proxy_may_say_much_with_its_handshake("glommio");
-}
+on_every_backend!(a_client_behind_a_proxy_may_say_much_with_its_handshake);
 
 /// Its handshake is acted on when its place is granted, and so is all that came with it, more than one turn
 /// acts on.
@@ -253,21 +211,7 @@ fn a_client_behind_a_proxy_may_say_much_with_its_handshake(backend: &str) {
     assert!(relay.server.stop().success());
 }
 
-#[test]
-fn aborted_connections_give_their_places_back_on_tokio_uring() {
-    aborted_connections_give_their_places_back("tokio-uring");
-}
-
-#[test]
-fn aborted_connections_give_their_places_back_on_epoll() {
-    aborted_connections_give_their_places_back("epoll");
-}
-
-#[cfg(feature = "glommio")]
-#[test]
-fn aborted_connections_give_their_places_back_on_glommio() {
-    aborted_connections_give_their_places_back("glommio");
-}
+on_every_backend!(aborted_connections_give_their_places_back);
 
 /// Three thousand connections from few addresses end at every stage, in every way, many refused; then no
 /// address is counted, and each may open as many as ever.

@@ -8,21 +8,7 @@ use crate::support::{Answer, Author, Client, Draft, Event, Filter, Launch};
 use crate::support::{PATIENCE, alone, now};
 use rustix::process::Signal;
 
-#[test]
-fn a_flood_does_not_hold_up_the_others_on_tokio_uring() {
-    a_flood_does_not_hold_up_the_others("tokio-uring");
-}
-
-#[test]
-fn a_flood_does_not_hold_up_the_others_on_epoll() {
-    a_flood_does_not_hold_up_the_others("epoll");
-}
-
-#[cfg(feature = "glommio")]
-#[test]
-fn a_flood_does_not_hold_up_the_others_on_glommio() {
-    a_flood_does_not_hold_up_the_others("glommio");
-}
+on_every_backend!(a_flood_does_not_hold_up_the_others);
 
 /// One client has 6,000 signatures checked on the one shard; meanwhile another's pings and queries are
 /// answered many times over, each after a few signatures, and an event of its own is stored. The

@@ -5,6 +5,29 @@
 
 #![allow(clippy::unwrap_used, clippy::cloned_ref_to_slice_refs)]
 
+/// One test a backend.
+macro_rules! on_every_backend {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn on_tokio_uring() {
+                super::$name("tokio-uring");
+            }
+
+            #[test]
+            fn on_epoll() {
+                super::$name("epoll");
+            }
+
+            #[cfg(feature = "glommio")]
+            #[test]
+            fn on_glommio() {
+                super::$name("glommio");
+            }
+        }
+    };
+}
+
 mod accept_balance;
 mod addresses;
 mod bad_input;

@@ -2,29 +2,6 @@
 //! a stop with every queue full, connections that break off, publishers that do not read their answers,
 //! a query for everything there is, windows that open slowly, compressed floods, clients that only read on. On every backend.
 
-/// One test a backend.
-macro_rules! on_every_backend {
-    ($name:ident) => {
-        mod $name {
-            #[test]
-            fn on_tokio_uring() {
-                super::$name("tokio-uring");
-            }
-
-            #[test]
-            fn on_epoll() {
-                super::$name("epoll");
-            }
-
-            #[cfg(feature = "glommio")]
-            #[test]
-            fn on_glommio() {
-                super::$name("glommio");
-            }
-        }
-    };
-}
-
 mod bombs;
 mod broken_off;
 mod deaf;
