@@ -157,7 +157,7 @@ const HELPER_DIR: &str = "RHEOSTR_TEST_WRITER_DIR";
 
 /// The other process: opens the directory, stores an event for every line it reads.
 #[test]
-#[ignore = "run by the test below"]
+#[ignore = "a process, which another_process_may_read_beside_the_writer_but_not_write starts"]
 fn writer_process() {
     let Ok(dir) = std::env::var(HELPER_DIR) else { return };
     let store = Store::open(dir, &small()).unwrap();
@@ -196,7 +196,7 @@ fn another_process_may_read_beside_the_writer_but_not_write() {
 
 /// The other process: reads, and holds a transaction open until its input ends, if told to.
 #[test]
-#[ignore = "run by the test below"]
+#[ignore = "a process, which an_old_reader_is_named_and_one_that_was_killed_is_cleared starts"]
 fn reader_process() {
     let Ok(dir) = std::env::var(HELPER_DIR) else { return };
     let store = Store::open_read_only(dir, &small()).unwrap();
