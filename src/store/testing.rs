@@ -177,7 +177,8 @@ pub fn evaluate(events: &[Event], filters: &[Filter], limit_max: u64) -> Vec<Id>
     chosen.into_iter().map(|(_, id)| id).collect()
 }
 
-fn newest_first(event: EventView<'_>) -> (std::cmp::Reverse<u64>, Id) {
+/// Orders events as NIP-01 does.
+pub fn newest_first(event: EventView<'_>) -> (std::cmp::Reverse<u64>, Id) {
     (std::cmp::Reverse(event.created_at()), *event.id())
 }
 
