@@ -4,6 +4,7 @@
 //! Exit codes: 0 done, 1 failed or differences found, 2 wrong usage or configuration.
 
 mod arguments;
+mod bus_error;
 mod config;
 mod copies;
 mod failure;
@@ -25,6 +26,7 @@ use failure::Failure;
 /// Runs the command the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    bus_error::explain();
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         None => relay::run(&arguments.relay),

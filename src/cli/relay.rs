@@ -62,7 +62,10 @@ pub fn run(arguments: &RelayArguments) -> Result<(), Failure> {
     runtime.block_on(async {
         tokio::select! {
             name = signals.next() => tracing::info!(signal = name, "shutting down"),
-            () = relay.failure() => tracing::error!("a thread has ended: shutting down"),
+            () = relay.failure() => tracing::error!(
+                "{}: shutting down",
+                relay.store.damage().unwrap_or("a thread has ended")
+            ),
         }
     });
     runtime.block_on(relay.stop(&config, &mut signals))
@@ -93,6 +96,7 @@ struct Relay {
     writer: Writer,
     readers: Readers,
     ops: Ops,
+    store: Store,
     /// Those that write a trace, a capture.
     files: Vec<FileThread>,
 }
@@ -185,10 +189,10 @@ impl Relay {
         }
         let writes = Writes::new(writer.handle(), origins, verdicts);
         let ops = listeners
-            .start(running, metrics, store, writes)
+            .start(running, metrics, store.clone(), writes)
             .map_err(|error| Failure::Failed(error.to_string()))?;
         let files = trace_thread.into_iter().chain(capture_thread).collect();
-        Ok(Self { shards, writer, readers, ops, files })
+        Ok(Self { shards, writer, readers, ops, store, files })
     }
 
     /// Says that clients are accepted.
@@ -207,9 +211,9 @@ impl Relay {
         }
     }
 
-    /// Whether a shard or the writer has ended although nobody asked.
+    /// Whether a shard or the writer has ended although nobody asked, or the store is damaged.
     fn has_failed(&self) -> bool {
-        self.shards.has_failed() || self.writer.has_failed()
+        self.shards.has_failed() || self.writer.has_failed() || self.store.damage().is_some()
     }
 
     /// Returns when that is so.
@@ -222,6 +226,7 @@ impl Relay {
     /// Stops accepting, lets connections drain, commits what is queued, ends every thread.
     async fn stop(mut self, config: &Config, signals: &mut Signals) -> Result<(), Failure> {
         let failed = self.has_failed();
+        let damage = self.store.damage().map(str::to_owned);
         let (done, is_done) = oneshot::channel();
         self.ops.set_ready(false);
         self.ops.close_admin();
@@ -250,7 +255,7 @@ impl Relay {
             }
             outcome = is_done => match (outcome, failed) {
                 (Ok(()), false) => Ok(()),
-                (Ok(()), true) => Err(Failure::Failed("a thread has failed".into())),
+                (Ok(()), true) => Err(Failure::Failed(damage.unwrap_or("a thread has failed".into()))),
                 (Err(_), _) => Err(Failure::Failed("a thread panicked while it ended".into())),
             },
             () = tokio::time::sleep(deadline) => {

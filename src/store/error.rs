@@ -99,6 +99,17 @@ pub enum StoreError {
     /// LMDB refused.
     #[error("LMDB: {0}")]
     Lmdb(#[source] heed::Error),
+    /// Pages of the data file are not what LMDB wrote: nothing read from it can be relied on.
+    #[error(
+        "{dir}/data.mdb is damaged ({source}): `rheostr check` says more; then `rheostr check --repair` or \
+         `rheostr restore`"
+    )]
+    Structure {
+        /// The data directory.
+        dir: PathBuf,
+        /// What LMDB met.
+        source: MdbError,
+    },
     /// The tables contradict each other; `rheostr check` tells more.
     #[error("the store is damaged: {0}")]
     Damaged(String),
@@ -145,13 +156,6 @@ impl StoreError {
         matches!(self, Self::Full { .. } | Self::Io { .. } | Self::Lmdb(_) | Self::Busy { .. })
     }
 
-    /// Whether pages of the data file are not what LMDB wrote: nothing read from it can be relied on.
-    #[must_use]
-    pub fn is_structural(&self) -> bool {
-        let Self::Lmdb(heed::Error::Mdb(error)) = self else { return false };
-        matches!(error, MdbError::Corrupted | MdbError::PageNotFound | MdbError::CursorFull)
-    }
-
     /// Whether a transaction found no free page in the map.
     pub(super) fn is_map_full(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::Lmdb(heed::Error::Mdb(MdbError::MapFull)))
@@ -174,6 +178,15 @@ impl StoreError {
             Self::Lmdb(heed::Error::Io(source)) => {
                 Self::Io { path: dir.into(), source: cause(source, dir) }
             }
+            // The last is what LMDB says when it met the damage while it opened a cursor: no transaction
+            // here goes on after an error that was told.
+            Self::Lmdb(heed::Error::Mdb(
+                source @ (MdbError::Corrupted
+                | MdbError::PageNotFound
+                | MdbError::CursorFull
+                | MdbError::Invalid
+                | MdbError::BadTxn),
+            )) => Self::Structure { dir: dir.into(), source },
             Self::Lmdb(heed::Error::EnvAlreadyOpened) => Self::AlreadyOpen { dir: dir.into() },
             other => other,
         }

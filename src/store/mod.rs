@@ -57,7 +57,7 @@ mod tests;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 pub use check::Report;
@@ -101,6 +101,8 @@ struct Shared {
     mode: Mode,
     /// `None` only while, or after, a reopening failed. Dropped before the lock below.
     environment: RwLock<Option<Arc<Environment>>>,
+    /// Why nothing read from the data file can be relied on, once a thread has met it.
+    damage: OnceLock<String>,
     /// Set when the environment was reopened. Where writing the page that ends a commit failed, LMDB has put
     /// the old one back without syncing; until that is on the disk, no page of the failed commit may be
     /// used again.
@@ -198,6 +200,7 @@ impl Store {
             options: options.clone(),
             mode,
             environment: RwLock::new(Some(Arc::new(environment))),
+            damage: OnceLock::new(),
             sync_first: AtomicBool::new(false),
             _lock: lock,
             _files: files,
@@ -370,6 +373,23 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps in mind that the data file is damaged, if that is what the error says.
+    fn note(&self, error: StoreError) -> StoreError {
+        let Shared { dir, options, damage, .. } = &*self.shared;
+        let error = error.in_directory(dir, options.map_bytes_max);
+        if matches!(error, StoreError::Structure { .. }) {
+            damage.get_or_init(|| error.to_string());
+        }
+        error
+    }
+
+    /// Why nothing read from the data file can be relied on, as the writer or a reader has found: nothing is
+    /// written to it any more, and the process should end.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        self.shared.damage.get().map(String::as_str)
+    }
+
     /// Whether LMDB has given the environment up, or it is closed: also reading needs
     /// [`Store::reopen`] first.
     #[must_use]
@@ -410,9 +430,12 @@ impl Store {
         &self,
         write: impl FnOnce(&Environment) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let Shared { dir, options, mode, sync_first, .. } = &*self.shared;
+        let Shared { dir, mode, sync_first, .. } = &*self.shared;
         if *mode == Mode::ReadOnly {
             return Err(StoreError::ReadOnly { dir: dir.clone() });
+        }
+        if let Some(damage) = self.damage() {
+            return Err(StoreError::Damaged(damage.to_owned()));
         }
         let environment = self.environment()?;
         let synced = match sync_first.load(Relaxed) {
@@ -423,6 +446,6 @@ impl Store {
             sync_first.store(false, Relaxed);
             write(&environment)
         });
-        written.map_err(|error| error.in_directory(dir, options.map_bytes_max))
+        written.map_err(|error| self.note(error))
     }
 }

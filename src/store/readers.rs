@@ -118,7 +118,11 @@ fn read(store: &Store, jobs: &flume::Receiver<Work>, budget: &SliceBudget) {
         let slice = catch_unwind(AssertUnwindSafe(|| scan.slice(store, budget, now)));
         let chunk = match slice {
             Ok(Ok(chunk)) => chunk,
-            Ok(Err(error)) => failed(error.to_string()),
+            Ok(Err(error)) => {
+                let error = store.note(error);
+                tracing::error!(%error, "a stored query failed");
+                failed(error.to_string())
+            }
             Err(panic) => failed(format!("reader panicked: {}", message(&*panic))),
         };
         // What the receiver does with a chunk is its own affair: the pool lives on.

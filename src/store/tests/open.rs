@@ -254,3 +254,19 @@ fn an_old_reader_is_named_and_one_that_was_killed_is_cleared() {
     idle.kill().unwrap();
     idle.wait().unwrap();
 }
+
+#[test]
+fn nothing_is_written_to_a_file_that_was_found_damaged() {
+    let (store, _dir) = store();
+    let event = event(id(1, 1), 1, 1, 10, &[]);
+    store.note(StoreError::map_full());
+    assert_eq!(
+        verdicts(&store, std::slice::from_ref(&event), 20),
+        [Verdict::Stored],
+        "full is not damaged"
+    );
+    store.note(heed::Error::Mdb(heed::MdbError::Corrupted).into());
+    assert!(store.damage().is_some_and(|damage| damage.contains("rheostr check")));
+    let refused = store.apply(&submit(&[event]), 20, &names());
+    assert!(matches!(refused, Err(StoreError::Damaged(_))), "{refused:?}");
+}

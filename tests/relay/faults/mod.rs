@@ -1,5 +1,6 @@
 //! Disks that are full or fail: what the relay answers meanwhile, and what is there afterwards.
 
+mod damage;
 mod failing;
 mod full;
 
