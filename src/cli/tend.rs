@@ -24,12 +24,19 @@ pub fn delete(arguments: &DeleteArguments) -> Result<(), Failure> {
     let dry_run = arguments.dry_run;
     let deleted = if dry_run {
         let store = Store::open_read_only(&config.data, &store_options(&config))?;
-        server::delete(&store, parsed, true, told)?
+        server::delete(&store, parsed, |events| Ok::<_, StoreError>(events.len() as u64), told)?
     } else {
         // Opening for writing makes a store where there is none, which is not what is meant here.
         Store::open_read_only(&config.data, &store_options(&config)).map(drop)?;
         match Store::open(&config.data, &store_options(&config)) {
-            Ok(store) => server::delete(&store, parsed, false, told)?,
+            Ok(store) => {
+                let erase = |events: Vec<_>| {
+                    let mut sum = 0;
+                    store.erase(&events, &mut |part| sum += part.len() as u64)?;
+                    Ok::<_, StoreError>(sum)
+                };
+                server::delete(&store, parsed, erase, told)?
+            }
             Err(held @ StoreError::Held { .. }) => {
                 let client = match Client::connect(&config.data) {
                     Ok(client) => client,

@@ -18,13 +18,15 @@ use super::admin::{
 };
 use super::line::read_line;
 use crate::nostr::{Event, Filter, KindClass, MessageReader, VerifiedEvent};
-use crate::relay::ports::{CommitBatch, Origin, Query, Submission, Ticket, Verdict};
-use crate::store::{CommitSink, Store, WriterHandle};
+use crate::relay::ports::{CommitBatch, Origin, Query, Sequence, Submission, Ticket, Verdict};
+use crate::store::{CommitSink, Store, StoreError, WriterHandle};
 
 /// Events erased by one step of a deletion.
 const DELETE_STEP_EVENTS: usize = 1_000;
 /// How long the writer may take over one chunk.
 const COMMIT_WAIT: Duration = Duration::from_secs(30);
+/// To whoever comes too late.
+const SHUTTING_DOWN: &str = "it is shutting down";
 
 /// Makes the socket of `data`, mode 0600. The caller holds the directory's lock, so one that is
 /// there was left behind.
@@ -102,9 +104,7 @@ impl Writes {
         let mut verdicts: Vec<Option<Verdict>> = vec![None; events.len()];
         for (token, event) in (first..).zip(events) {
             let ticket = Ticket { origin: self.origin, token };
-            self.writer
-                .submit_blocking(Submission { event, ticket })
-                .map_err(|_| "it is shutting down")?;
+            self.writer.submit_blocking(Submission { event, ticket }).map_err(|_| SHUTTING_DOWN)?;
         }
         let mut missing = verdicts.len();
         while missing > 0 {
@@ -120,23 +120,29 @@ impl Writes {
         }
         Ok(verdicts.into_iter().flatten().collect())
     }
+
+    /// Has the writer erase events, so that shards forget them too; answers how many.
+    fn erase(&self, events: Vec<Sequence>) -> Result<u64, Fault> {
+        let erased = self.writer.erase_blocking(events);
+        Ok(erased.ok_or_else(|| Fault::Told(SHUTTING_DOWN.into()))??)
+    }
 }
 
-/// Deletes, or counts, what matches, step by step; `progress` is told the sum so far after each and
-/// may end it.
+/// Deletes what matches, step by step, with `erase`, which answers how many events it erased; `progress`
+/// is told the sum so far after each and may end it.
 ///
 /// # Errors
-/// What the store said; earlier steps stay done.
-pub fn delete(
+/// What the store or `erase` said; earlier steps stay done.
+pub fn delete<E: From<StoreError>>(
     store: &Store,
     filters: Vec<Filter>,
-    dry_run: bool,
+    mut erase: impl FnMut(Vec<Sequence>) -> Result<u64, E>,
     mut progress: impl FnMut(u64) -> ControlFlow<()>,
-) -> Result<u64, crate::store::StoreError> {
+) -> Result<u64, E> {
     let mut scan = store.scan(Query { filters, limit_max: u64::MAX })?;
     let mut deleted = 0;
     while !scan.is_done() {
-        deleted += store.delete_slice(&mut scan, DELETE_STEP_EVENTS, unix_now(), dry_run)?;
+        deleted += erase(store.next_events(&mut scan, DELETE_STEP_EVENTS, unix_now())?)?;
         if progress(deleted).is_break() {
             break;
         }
@@ -183,6 +189,12 @@ enum Fault {
     Broken(io::Error),
     /// The client is told, then the connection ends.
     Told(String),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Self::Told(error.to_string())
+    }
 }
 
 impl From<io::Error> for Fault {
@@ -273,11 +285,14 @@ impl Connection {
             .collect::<Result<_, _>>()
             .map_err(Fault::Told)?;
         let mut broken = Ok(());
-        let deleted = delete(&shared.store, filters, dry_run, |sum| {
+        let erase = |events: Vec<Sequence>| match dry_run {
+            true => Ok(events.len() as u64),
+            false => shared.writes.lock().unwrap_or_else(PoisonError::into_inner).erase(events),
+        };
+        let deleted = delete(&shared.store, filters, erase, |sum| {
             broken = self.send(&Reply { deleted: Some(sum), ..Reply::default() });
             if broken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })
-        .map_err(|error| Fault::Told(error.to_string()))?;
+        })?;
         tracing::info!(events = deleted, dry_run, "deletion through the admin socket");
         broken?;
         Ok(self.send(&Reply { deleted: Some(deleted), done: Some(true), ..Reply::default() })?)

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use crate::nostr::event::Pubkey;
 use crate::nostr::{Event, Filter};
 
 /// Index of an origin: shards are `0..shards`, the admin socket comes after them.
@@ -62,6 +63,28 @@ pub struct CommitBatch {
     pub stored: Vec<(Sequence, Event)>,
     /// The verdict on every submission of the batch, in order of submission.
     pub verdicts: Vec<(Ticket, Verdict)>,
+    /// What is stored no more, by sequence number: events of earlier batches, and of this one.
+    pub erased: Vec<Erased>,
+    /// Keys that vanish with this commit.
+    pub vanished: Vec<Vanished>,
+}
+
+/// An event that is stored no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Erased {
+    /// Where it was.
+    pub sequence: Sequence,
+    /// Its `created_at`, in seconds.
+    pub created_at: u64,
+}
+
+/// A key of which nothing is served any more up to a second: what it wrote, and gift wraps to it (NIP-62).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vanished {
+    /// The key.
+    pub pubkey: Pubkey,
+    /// The last `created_at`, in seconds.
+    pub up_to: u64,
 }
 
 /// A stored query: the filters of one REQ.

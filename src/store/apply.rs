@@ -20,7 +20,7 @@
 use super::environment::Environment;
 use super::error::StoreError;
 use super::names::RelayNames;
-use super::schema::{Backlog, CREATED_AT_MAX, Mark, Phase, Suffix, address, address_of, tomb_key};
+use super::schema::{CREATED_AT_MAX, Mark, address, address_of, tomb_key};
 use super::transaction::Transaction;
 use super::visible::recipients;
 use crate::nostr::event::{Event, EventView, Id, Kind, KindClass, Pubkey};
@@ -53,8 +53,8 @@ pub(super) fn apply(
         out.verdicts.push((*ticket, verdict));
     }
     out.last_sequence = transaction.last_sequence();
-    transaction.commit()?;
-    Ok(out)
+    let gone = transaction.commit()?;
+    Ok(CommitBatch { erased: gone.erased, vanished: gone.vanished, ..out })
 }
 
 /// Judges one event; stores it as `seq`, with all that follows from it, if that is the verdict.
@@ -181,12 +181,7 @@ fn settle(
         Kind::VANISH if names.are_asked_to_forget(event) => {
             let vanish = t.environment().tables.vanish;
             if t.raise(vanish, event.pubkey(), event.created_at())? {
-                let backlog = Backlog {
-                    up_to: event.created_at(),
-                    phase: Phase::Authored,
-                    next: Suffix::newest(event.created_at()),
-                };
-                t.put_backlog(event.pubkey(), &backlog)?;
+                t.vanish(event.pubkey(), event.created_at())?;
             }
             Ok(())
         }

@@ -10,13 +10,13 @@ use super::transaction::{Transaction, suffix_of};
 use super::visible::recipients;
 use crate::nostr::event::Pubkey;
 use crate::nostr::{EventView, Kind, TagRef};
-use crate::relay::ports::Sequence;
+use crate::relay::ports::{Erased, Sequence};
 
 /// What one chunk of maintenance did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Maintained {
     /// Events erased.
-    pub erased: u64,
+    pub erased: Vec<Erased>,
     /// Whether more is to be done.
     pub more: bool,
 }
@@ -42,48 +42,56 @@ fn maintain_together(
     events_max: usize,
 ) -> Result<Maintained, StoreError> {
     let mut t = Transaction::begin(environment)?;
-    let mut done = Maintained::default();
     let expired = expired(&t, now, events_max)?;
-    done.more = expired.len() == events_max;
-    done.erased = erase_all(&mut t, &expired)?;
+    let mut more = expired.len() == events_max;
+    erase_all(&mut t, &expired)?;
     let left = events_max - expired.len();
     let vanishing = first_backlog(&t)?;
     if let (Some((key, backlog)), true) = (vanishing, left > 0) {
-        done.erased += vanish(&mut t, &key, backlog, left)?;
+        vanish(&mut t, &key, backlog, left)?;
     }
-    done.more |= first_backlog(&t)?.is_some();
-    t.commit()?;
-    Ok(done)
+    more |= first_backlog(&t)?.is_some();
+    Ok(Maintained { erased: t.commit()?.erased, more })
 }
 
 /// Erases those of `events` that are still there: together, or, where the pages to be copied for that
-/// find no room in the map, half by half. After an error those of earlier parts stay erased.
-pub(super) fn erase(environment: &Environment, events: &[Sequence]) -> Result<u64, StoreError> {
+/// find no room in the map, half by half; tells `erased` of each part. After an error those of earlier
+/// parts stay erased.
+pub(super) fn erase(
+    environment: &Environment,
+    events: &[Sequence],
+    erased: &mut dyn FnMut(Vec<Erased>),
+) -> Result<(), StoreError> {
     match erase_together(environment, events) {
         Err(error) if error.is_map_full() && events.len() > 1 => {
             let (first, rest) = events.split_at(events.len() / 2);
-            Ok(erase(environment, first)? + erase(environment, rest)?)
+            erase(environment, first, erased)?;
+            erase(environment, rest, erased)
         }
-        done => done,
+        Err(error) => Err(error),
+        Ok(part) => {
+            erased(part);
+            Ok(())
+        }
     }
 }
 
-fn erase_together(environment: &Environment, events: &[Sequence]) -> Result<u64, StoreError> {
+fn erase_together(
+    environment: &Environment,
+    events: &[Sequence],
+) -> Result<Vec<Erased>, StoreError> {
     let mut t = Transaction::begin(environment)?;
-    let erased = erase_all(&mut t, events)?;
-    t.commit()?;
-    Ok(erased)
+    erase_all(&mut t, events)?;
+    Ok(t.commit()?.erased)
 }
 
-fn erase_all(t: &mut Transaction<'_>, events: &[Sequence]) -> Result<u64, StoreError> {
-    let mut erased = 0;
+fn erase_all(t: &mut Transaction<'_>, events: &[Sequence]) -> Result<(), StoreError> {
     for &seq in events {
         if t.environment().event(t.read(), seq)?.is_some() {
             t.erase(seq)?;
-            erased += 1;
         }
     }
-    Ok(erased)
+    Ok(())
 }
 
 /// The events that expired first, at or before `now`.
@@ -118,7 +126,7 @@ fn vanish(
     key: &Pubkey,
     mut backlog: Backlog,
     events_max: usize,
-) -> Result<u64, StoreError> {
+) -> Result<(), StoreError> {
     let tables = &t.environment().tables;
     let tag;
     let (table, prefix): (Table, &[u8]) = match backlog.phase {
@@ -134,7 +142,7 @@ fn vanish(
             event.kind() == Kind::GIFT_WRAP && recipients(event).any(|recipient| recipient == key)
         }
     })?;
-    let erased = erase_all(t, &walk.events)?;
+    erase_all(t, &walk.events)?;
     match (walk.next, backlog.phase) {
         (Some(next), _) => {
             backlog.next = next;
@@ -147,7 +155,7 @@ fn vanish(
         }
         (None, Phase::Wrapped) => t.delete_backlog(key)?,
     }
-    Ok(erased)
+    Ok(())
 }
 
 struct Walk {

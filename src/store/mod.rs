@@ -77,7 +77,7 @@ pub use writer::{CommitSink, CommitStats, Writer, WriterHandle, WriterOptions};
 use environment::{Environment, Hold, Mode, hold_files, lock_directory};
 
 use crate::nostr::Filter;
-use crate::relay::ports::{CommitBatch, Query, Sequence, Submission};
+use crate::relay::ports::{CommitBatch, Erased, Query, Sequence, Submission};
 
 /// Entries examined between two looks at whether the transaction should end, where nobody waits.
 const ENTRIES_PER_CHUNK: usize = 20_000;
@@ -262,20 +262,16 @@ impl Store {
         self.scan(Query { filters, limit_max: u64::MAX })
     }
 
-    /// Erases the next of a scan's events, at most `events_max` in one transaction; answers how
-    /// many. That works in a full map too. The deletion is done when the scan is. No tombstones: the same events may come again.
-    /// With `dry_run` they are only counted.
+    /// The next of a scan's events, at most `events_max`. There are no more when the scan is done.
     ///
     /// # Errors
-    /// When the store cannot be read or written; then nothing of this slice is erased, but where the map
-    /// is so full that it is erased in parts.
-    pub fn delete_slice(
+    /// When the store cannot be read.
+    pub fn next_events(
         &self,
         scan: &mut Scan,
         events_max: usize,
         now: u64,
-        dry_run: bool,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Vec<Sequence>, StoreError> {
         let mut events = Vec::new();
         scan.sequences(self, ENTRIES_PER_CHUNK, now, &mut |seq| {
             let room = events.is_empty() || events.len() < events_max;
@@ -284,23 +280,23 @@ impl Store {
             }
             room
         })?;
-        if dry_run || events.is_empty() {
-            return Ok(events.len() as u64);
-        }
-        self.write(|environment| maintain::erase(environment, &events))
+        Ok(events)
     }
 
-    /// Erases every event that matches one of the filters, 1,000 a transaction; answers how many.
+    /// Erases events, in one transaction or, where the map is nearly full, in several; `erased` is told
+    /// those of each. No tombstones: the same events may come again.
     ///
     /// # Errors
-    /// As [`Store::delete_slice`]; earlier slices stay erased.
-    pub fn delete(&self, filters: &[Filter], now: u64, dry_run: bool) -> Result<u64, StoreError> {
-        let mut scan = self.scan_all(filters)?;
-        let mut erased = 0;
-        while !scan.is_done() {
-            erased += self.delete_slice(&mut scan, 1000, now, dry_run)?;
+    /// When the store cannot be read or written; what `erased` was told of stays erased.
+    pub fn erase(
+        &self,
+        events: &[Sequence],
+        erased: &mut dyn FnMut(Vec<Erased>),
+    ) -> Result<(), StoreError> {
+        if events.is_empty() {
+            return Ok(());
         }
-        Ok(erased)
+        self.write(|environment| maintain::erase(environment, events, erased))
     }
 
     /// Erases up to `events_max` events that have expired or whose author has vanished, in one

@@ -122,6 +122,18 @@ pub fn verdicts(store: &Store, events: &[Event], now: u64) -> Vec<Verdict> {
     apply(store, events, now).verdicts.into_iter().map(|(_, verdict)| verdict).collect()
 }
 
+/// Erases what matches, `events_max` at a time; answers how many.
+pub fn delete(store: &Store, filters: &[Filter], events_max: usize, now: u64) -> u64 {
+    let mut scan = store.scan_all(filters).unwrap();
+    let mut sum = 0;
+    while !scan.is_done() {
+        let events = store.next_events(&mut scan, events_max, now).unwrap();
+        assert!(events.len() <= events_max);
+        store.erase(&events, &mut |erased| sum += erased.len() as u64).unwrap();
+    }
+    sum
+}
+
 /// Ids in the order a scan hands them out, in slices of `budget`.
 pub fn scan_ids(
     store: &Store,

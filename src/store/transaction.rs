@@ -8,12 +8,12 @@ use heed::{PutFlags, RwTxn};
 use super::environment::{Environment, Table, number, sequence};
 use super::error::StoreError;
 use super::schema::{
-    Address, Backlog, IndexKeys, META_LAST_SEQUENCE, Mark, SEQUENCE_MAX, Suffix, TagHint,
+    Address, Backlog, IndexKeys, META_LAST_SEQUENCE, Mark, Phase, SEQUENCE_MAX, Suffix, TagHint,
     address_of, short, tag_hint, tag_key, tag_prefixes,
 };
 use super::visible;
 use crate::nostr::event::{Event, EventView, Id, Pubkey};
-use crate::relay::ports::Sequence;
+use crate::relay::ports::{Erased, Sequence, Vanished};
 
 pub(super) struct Transaction<'e> {
     txn: RwTxn<'e>,
@@ -22,11 +22,19 @@ pub(super) struct Transaction<'e> {
     last_before: Sequence,
     last_sequence: Sequence,
     held_back: HeldBack,
-    /// Events of this transaction that a later one of it erased.
-    erased_new: Vec<Sequence>,
+    gone: Gone,
     /// Scratch: an erased event's record, and the tag prefixes of one event.
     record: Vec<u8>,
     prefixes: Vec<[u8; 9]>,
+}
+
+/// What a transaction takes away from readers.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    /// Events erased, those of this very transaction included; in order once it is committed.
+    pub erased: Vec<Erased>,
+    /// Keys that have vanished.
+    pub vanished: Vec<Vanished>,
 }
 
 /// Entries of new events, table by table.
@@ -50,7 +58,7 @@ impl<'e> Transaction<'e> {
             last_before: last_sequence,
             last_sequence,
             held_back: HeldBack::default(),
-            erased_new: Vec::new(),
+            gone: Gone::default(),
             record: Vec::new(),
             prefixes: Vec::new(),
         })
@@ -58,7 +66,8 @@ impl<'e> Transaction<'e> {
 
     /// Makes everything durable. A transaction that changed nothing costs no sync. One that adds events
     /// leaves some of the map to those that erase.
-    pub fn commit(mut self) -> Result<(), StoreError> {
+    pub fn commit(mut self) -> Result<Gone, StoreError> {
+        self.gone.erased.sort_unstable();
         self.put_held_back()?;
         if self.last_sequence != self.last_before {
             let last = self.last_sequence.to_be_bytes();
@@ -67,7 +76,8 @@ impl<'e> Transaction<'e> {
                 return Err(StoreError::map_full());
             }
         }
-        Ok(self.txn.commit()?)
+        self.txn.commit()?;
+        Ok(self.gone)
     }
 
     pub fn environment(&self) -> &'e Environment {
@@ -134,9 +144,8 @@ impl<'e> Transaction<'e> {
         let tables = &self.environment.tables;
         tables.event.delete(&mut self.txn, &seq.to_be_bytes())?;
         self.delete_id(view.id(), seq)?;
-        if seq > self.last_before {
-            self.erased_new.push(seq);
-        } else {
+        self.gone.erased.push(Erased { sequence: seq, created_at: view.created_at() });
+        if seq <= self.last_before {
             self.delete_index_entries(view, seq)?;
         }
         if let Some(address) = address_of(view, &self.environment.hasher) {
@@ -176,6 +185,14 @@ impl<'e> Transaction<'e> {
 
     pub fn put_backlog(&mut self, key: &Pubkey, backlog: &Backlog) -> Result<(), StoreError> {
         Ok(self.environment.tables.backlog.put(&mut self.txn, key, &backlog.encode())?)
+    }
+
+    /// Hides what a key wrote up to a second, and gift wraps to it, from now on; they are erased later.
+    pub fn vanish(&mut self, pubkey: &Pubkey, up_to: u64) -> Result<(), StoreError> {
+        let next = Suffix::newest(up_to);
+        self.put_backlog(pubkey, &Backlog { up_to, phase: Phase::Authored, next })?;
+        self.gone.vanished.push(Vanished { pubkey: *pubkey, up_to });
+        Ok(())
     }
 
     pub fn delete_backlog(&mut self, key: &Pubkey) -> Result<(), StoreError> {
@@ -227,8 +244,7 @@ impl<'e> Transaction<'e> {
     }
 
     fn put_held_back(&mut self) -> Result<(), StoreError> {
-        self.erased_new.sort_unstable();
-        let gone = &self.erased_new;
+        let gone = &self.gone.erased;
         let tables = &self.environment.tables;
         let rows = &mut self.held_back;
         put_sorted(&mut self.txn, tables.time, &mut rows.time, gone)?;
@@ -245,12 +261,12 @@ fn put_sorted<const K: usize, const V: usize>(
     txn: &mut RwTxn<'_>,
     table: Table,
     rows: &mut Vec<([u8; K], [u8; V])>,
-    gone: &[Sequence],
+    gone: &[Erased],
 ) -> Result<(), StoreError> {
     rows.sort_unstable_by_key(|row| row.0);
     for (key, value) in rows.drain(..) {
         let seq = super::schema::long(*key.last_chunk().expect("a key ends in its sequence"));
-        if gone.is_empty() || gone.binary_search(&seq).is_err() {
+        if gone.is_empty() || gone.binary_search_by_key(&seq, |event| event.sequence).is_err() {
             table.put(txn, &key, &value)?;
         }
     }

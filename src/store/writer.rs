@@ -25,7 +25,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::names::RelayNames;
 use super::{Store, StoreError};
 use crate::nostr::Kind;
-use crate::relay::ports::{CommitBatch, Sequence, Submission, Verdict};
+use crate::relay::ports::{CommitBatch, Erased, Sequence, Submission, Verdict};
 
 /// How long the writer waits for work before it tidies up.
 const IDLE: Duration = Duration::from_secs(1);
@@ -98,8 +98,15 @@ pub struct Writer {
 enum Work {
     /// At least one.
     Store(Vec<Submission>),
+    Erase(Erasure),
     /// Commit what came before, then end.
     Close,
+}
+
+/// Events to be erased, and who waits until they are.
+struct Erasure {
+    events: Vec<Sequence>,
+    done: flume::Sender<Result<u64, StoreError>>,
 }
 
 impl WriterHandle {
@@ -125,6 +132,18 @@ impl WriterHandle {
             .map_err(|error| returned(error.into_inner()).pop().expect("what was sent"))
     }
 
+    /// Erases events, as [`Store::erase`] does, between two batches, and publishes that; answers how many
+    /// they were. For threads that may block. `None` when the writer is closed.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written; then some of them may be erased, which is published.
+    #[must_use]
+    pub fn erase_blocking(&self, events: Vec<Sequence>) -> Option<Result<u64, StoreError>> {
+        let (done, erased) = flume::bounded(1);
+        self.queue.send(Work::Erase(Erasure { events, done })).ok()?;
+        erased.recv().ok()
+    }
+
     /// Why events cannot be stored at present; `None` when nothing is known against it.
     #[must_use]
     pub fn failing(&self) -> Option<&'static str> {
@@ -135,7 +154,7 @@ impl WriterHandle {
 fn returned(work: Work) -> Vec<Submission> {
     match work {
         Work::Store(submissions) => submissions,
-        Work::Close => unreachable!("handles submit events only"),
+        Work::Erase(_) | Work::Close => unreachable!("it was a submission"),
     }
 }
 
@@ -215,6 +234,14 @@ struct State {
     maintained: Instant,
 }
 
+/// What comes after a batch.
+enum Next {
+    /// Whatever is next in the queue.
+    Any,
+    Erase(Erasure),
+    Close,
+}
+
 /// Since a transaction failed of something that lasts.
 struct Failing {
     reason: &'static str,
@@ -232,6 +259,10 @@ impl State {
                 let wait = if more_to_erase { Duration::ZERO } else { IDLE };
                 match self.queue.recv_timeout(wait) {
                     Ok(Work::Store(submissions)) => self.taken = submissions.into_iter(),
+                    Ok(Work::Erase(erasure)) => {
+                        self.erase(erasure);
+                        continue;
+                    }
                     Ok(Work::Close) | Err(flume::RecvTimeoutError::Disconnected) => return,
                     Err(flume::RecvTimeoutError::Timeout) => {
                         more_to_erase = self.maintain();
@@ -239,11 +270,13 @@ impl State {
                     }
                 }
             }
-            let closing = self.collect(&mut batch);
+            let next = self.collect(&mut batch);
             self.commit(&batch);
             batch.clear();
-            if closing {
-                return;
+            match next {
+                Next::Any => {}
+                Next::Erase(erasure) => self.erase(erasure),
+                Next::Close => return,
             }
             if self.maintained.elapsed() >= MAINTAIN_EVERY {
                 more_to_erase = self.maintain();
@@ -251,8 +284,9 @@ impl State {
         }
     }
 
-    /// Adds what was taken and what is queued, up to a bound; answers whether the writer is to close.
-    fn collect(&mut self, batch: &mut Vec<Submission>) -> bool {
+    /// Adds what was taken and what is queued, up to a bound or to something else that is to be done;
+    /// answers what comes after the batch.
+    fn collect(&mut self, batch: &mut Vec<Submission>) -> Next {
         let (mut bytes, mut puts) = (0, 0);
         loop {
             for next in self.taken.by_ref() {
@@ -263,13 +297,14 @@ impl State {
                     || bytes >= self.options.batch_bytes_max
                     || puts >= self.options.batch_puts_max;
                 if full {
-                    return false;
+                    return Next::Any;
                 }
             }
             match self.queue.try_recv() {
                 Ok(Work::Store(submissions)) => self.taken = submissions.into_iter(),
-                Ok(Work::Close) => return true,
-                Err(_) => return false,
+                Ok(Work::Erase(erasure)) => return Next::Erase(erasure),
+                Ok(Work::Close) => return Next::Close,
+                Err(_) => return Next::Any,
             }
         }
     }
@@ -296,11 +331,39 @@ impl State {
             commit,
             failed,
         };
+        self.publish(committed);
+        (self.observer)(stats);
+    }
+
+    fn publish(&self, committed: CommitBatch) {
         let committed = Arc::new(committed);
         for sink in &self.sinks {
             sink.publish(&committed);
         }
-        (self.observer)(stats);
+    }
+
+    /// Tells the shards what is stored no more.
+    fn publish_erased(&self, erased: Vec<Erased>) {
+        if !erased.is_empty() {
+            let last_sequence = self.last_sequence;
+            self.publish(CommitBatch { last_sequence, erased, ..CommitBatch::default() });
+        }
+    }
+
+    /// What is to be erased at somebody's word.
+    fn erase(&mut self, Erasure { events, done }: Erasure) {
+        let mut sum = 0;
+        let result = self.prove_if_failing_but_full().and_then(|_full| {
+            self.store.erase(&events, &mut |part| {
+                sum += part.len() as u64;
+                self.publish_erased(part);
+            })
+        });
+        if let Err(error) = &result {
+            self.note_failure(error, 0);
+        }
+        // Whoever asked may have gone.
+        let _ = done.send(result.map(|()| sum));
     }
 
     /// The answer to a batch of which nothing was stored.
@@ -356,20 +419,24 @@ impl State {
     /// Erases one chunk of what is due, also in a full map, where that makes room; answers whether more is.
     fn maintain(&mut self) -> bool {
         self.maintained = Instant::now();
-        let proven = if self.failing.is_some() { self.prove() } else { Ok(()) };
-        let done = match proven {
-            Err(error) if !error.is_map_full() => Err(error),
-            proven => {
-                let done = self.store.maintain(unix_now(), MAINTAIN_EVENTS_MAX);
-                done.and_then(|done| proven.map(|()| done))
-            }
-        };
-        match done {
-            Ok(done) => done.more,
-            Err(error) => {
-                self.note_failure(&error, 0);
-                false
-            }
+        let done = self.prove_if_failing_but_full().and_then(|full| {
+            let done = self.store.maintain(unix_now(), MAINTAIN_EVENTS_MAX)?;
+            self.publish_erased(done.erased);
+            full.map_or(Ok(done.more), Err)
+        });
+        done.unwrap_or_else(|error| {
+            self.note_failure(&error, 0);
+            false
+        })
+    }
+
+    /// As [`State::prove`], where commits fail. That the map is full is answered, but is no error: erasing
+    /// makes room in it.
+    fn prove_if_failing_but_full(&mut self) -> Result<Option<StoreError>, StoreError> {
+        match self.failing.is_some().then(|| self.prove()) {
+            Some(Err(error)) if error.is_map_full() => Ok(Some(error)),
+            Some(Err(error)) => Err(error),
+            Some(Ok(())) | None => Ok(None),
         }
     }
 }

@@ -43,6 +43,7 @@ fn an_event_is_timed_from_its_bytes_to_its_subscriber() {
         durable_us: 3_000,
         stored: vec![(1, submission.event)],
         verdicts: vec![(submission.ticket, Verdict::Stored)],
+        ..CommitBatch::default()
     };
     relay.core.begin_turn(3_070);
     relay.core.handle_commit(&batch, 0, u64::MAX, relay.now);

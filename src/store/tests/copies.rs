@@ -220,7 +220,7 @@ fn thinned(dir: &Path) -> Vec<[u8; 32]> {
     for chunk in 0..10 {
         apply(&store, &nths(chunk * 300..(chunk + 1) * 300), 10);
     }
-    store.delete(&[Filter { since: Some(400), ..Filter::default() }], 10, false).unwrap();
+    delete(&store, &[Filter { since: Some(400), ..Filter::default() }], 1000, 10);
     visible_ids(&store, 10)
 }
 

@@ -76,7 +76,7 @@ fn everything_is_there_after_opening_again_and_no_sequence_comes_twice() {
         let gone = visible_ids(&store, 10).split_off(1);
         let mut gone = Filter { ids: Some(gone), ..Filter::default() };
         gone.ids.iter_mut().for_each(|ids| ids.sort_unstable());
-        store.delete(&[gone], 10, false).unwrap();
+        delete(&store, &[gone], 1000, 10);
         store.reopen().unwrap();
         assert_sound(&store);
     }
@@ -130,7 +130,7 @@ fn a_full_store_can_be_emptied() {
         }
     }
     assert!(stored > 500, "{stored}");
-    assert_eq!(store.delete(&[Filter::default()], 10, false).unwrap(), u64::from(stored));
+    assert_eq!(delete(&store, &[Filter::default()], 1000, 10), u64::from(stored));
     assert_eq!(store.info().unwrap().events, 0);
     assert_sound(&store);
     store.probe().unwrap();

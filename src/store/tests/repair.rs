@@ -93,7 +93,7 @@ fn a_sound_store_comes_out_as_it_went_in() {
     let (before, last) = (everything(&store), store.info().unwrap().last_sequence);
     // The highest sequence in use falls behind the last given.
     assert_eq!(
-        store.delete(&[Filter { kinds: Some(vec![62]), ..Filter::default() }], 10, false).unwrap(),
+        delete(&store, &[Filter { kinds: Some(vec![62]), ..Filter::default() }], 1000, 10),
         1
     );
     let smaller = everything(&store);

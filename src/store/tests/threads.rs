@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::nostr::Filter;
-use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Ticket, Verdict};
+use crate::relay::ports::{Chunk, CommitBatch, Erased, Query, Submission, Ticket, Verdict};
 use crate::store::testing::*;
 use crate::store::{
     CommitSink, CommitStats, Options, ReadJob, Readers, Scan, SliceBudget, Store, Writer,
@@ -199,4 +199,31 @@ fn a_damaged_store_fails_the_query_and_not_the_pool() {
         assert!(chunk.done && chunk.failed.unwrap().contains("damaged"));
     }
     readers.close();
+}
+
+#[test]
+fn what_is_erased_at_somebodys_word_is_published_between_two_commits() {
+    let (store, _dir) = store();
+    let (writer, [sink, _other], _) = writer(&store, WriterOptions::default());
+    let handle = writer.handle();
+    handle.submit_blocking(submission(1)).unwrap();
+    handle.submit_blocking(submission(2)).unwrap();
+    // The third is not there yet.
+    assert!(matches!(handle.erase_blocking(vec![2, 3]), Some(Ok(1))));
+    handle.submit_blocking(submission(3)).unwrap();
+    assert!(matches!(handle.erase_blocking(vec![7]), Some(Ok(0))));
+    writer.close();
+    assert!(handle.erase_blocking(vec![1]).is_none(), "closed");
+    let batches: Vec<_> = sink.drain().collect();
+    let told = |batch: &Arc<CommitBatch>| {
+        let stored: Vec<u64> = batch.stored.iter().map(|(seq, _)| *seq).collect();
+        (stored, batch.erased.clone())
+    };
+    let (stored, erased): (Vec<_>, Vec<_>) = batches.iter().map(told).unzip();
+    assert_eq!(stored.concat(), [1, 2, 3]);
+    let erasure = erased.iter().position(|erased| !erased.is_empty()).unwrap();
+    assert_eq!(erased.concat(), [Erased { sequence: 2, created_at: 100 }]);
+    assert_eq!(batches[erasure].last_sequence, 2, "after what it names, before what follows");
+    assert_eq!(store.info().unwrap().events, 2);
+    assert_sound(&store);
 }
