@@ -17,7 +17,7 @@ const FILE: &str = "RHEOSTR_TEST_FILE";
 
 /// The process that the comparison starts.
 #[test]
-#[ignore = "a relay, not a test"]
+#[ignore = "a relay, which relays_take_turns_and_one_that_breaks_a_promise_is_named_and_not_counted starts"]
 fn serve() {
     let Ok(port) = std::env::var(PORT) else { return };
     let fault = match std::env::var(FAULT).unwrap().as_str() {
