@@ -267,3 +267,30 @@ fn failed(name: &str, error: &anyhow::Error) -> (u8, Told) {
     eprintln!("{name}: {error}");
     (2, Told { report, logs: Vec::new() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_another_leaves_without_effect_is_refused() {
+        let lines = [
+            "replay --events e.jsonl --authors 3",
+            "replay --events e.jsonl --learn f.jsonl",
+            "ingest --events e.jsonl --in-flight 8",
+            "ingest --events e.jsonl --closed-loop --rate 5",
+            "query --events e.jsonl --shape tag --closed-loop --rate 5",
+            "fanout --in-flight 8",
+            "fanout --closed-loop --rate 5",
+            "fanout --bystander-subscriptions 2",
+            "fanout --from e.jsonl --seed 2",
+            "fanout --from e.jsonl --payload-bytes 500",
+            "connect --at-once 3",
+            "churn --closed-loop --open-max 3",
+        ];
+        let is_taken = |line: &&str| {
+            Cli::try_parse_from(["rheostr-loadtest"].into_iter().chain(line.split(' '))).is_ok()
+        };
+        assert_eq!(lines.into_iter().filter(is_taken).collect::<Vec<_>>(), [""; 0]);
+    }
+}

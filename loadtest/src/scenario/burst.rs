@@ -2,7 +2,7 @@
 //!
 //! It shows how a relay takes what no average rate shows: the last event of a burst waits for all before it.
 
-use super::mixed::{CrowdArgs, Show};
+use super::mixed::{CrowdArgs, Show, SignArgs};
 use super::schedule::{Arrivals, Pace};
 use crate::events;
 use crate::report::Outcome;
@@ -14,6 +14,9 @@ pub struct BurstArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub crowd: CrowdArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub sign: SignArgs,
     /// Events in a burst, over all publishers
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub burst_events: u32,
@@ -29,10 +32,10 @@ super::scenario!(BurstArgs, "burst", crowd.common, run);
 /// # Errors
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.
 pub fn run(args: &BurstArgs) -> anyhow::Result<Outcome> {
-    let seed = args.crowd.seed();
+    let seed = args.sign.seed(&args.crowd.common);
     let count = u64::from(args.burst_events) * u64::from(args.bursts);
     anyhow::ensure!(count <= 5_000_000, "{count} events are more than 5000000");
-    let events = args.crowd.sign(seed, count as u32)?;
+    let events = args.sign.sign(seed, count as u32)?;
     let index = events::index(&events)?;
     let pace = Pace::Open(Arrivals::Bursts {
         operations: args.burst_events as usize,

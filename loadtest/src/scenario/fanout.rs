@@ -32,13 +32,13 @@ pub struct FanoutArgs {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub events: u32,
     /// Events a second
-    #[arg(long, default_value_t = 50.0)]
+    #[arg(long, default_value_t = 50.0, conflicts_with = "closed_loop")]
     pub rate: f64,
     /// The next event leaves when one is answered: the rate is the relay's own, and its stalls are hidden
     #[arg(long)]
     pub closed_loop: bool,
     /// Unanswered events of the closed loop's publisher
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 128, requires = "closed_loop", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub in_flight: u32,
     /// Bytes of each event's JSON
     #[arg(long, default_value_t = 425, value_parser = clap::value_parser!(u32).range(350..=1_000_000))]
@@ -58,13 +58,15 @@ pub struct FanoutArgs {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60_000))]
     pub bystanders: u32,
     /// Live subscriptions of each bystander, to authors who write nothing
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    #[arg(
+        long, default_value_t = 0, requires = "bystanders", value_parser = clap::value_parser!(u32).range(..=10_000)
+    )]
     pub bystander_subscriptions: u32,
     /// Seed of the published events [default: from the clock, since a relay has seen the last run's]
     #[arg(long)]
     pub seed: Option<u64>,
     /// Publish these signed events instead, all of --kind
-    #[arg(long, value_name = "JSONL")]
+    #[arg(long, value_name = "JSONL", conflicts_with_all = ["seed", "payload_bytes"])]
     pub from: Option<PathBuf>,
 }
 

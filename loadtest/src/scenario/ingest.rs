@@ -34,13 +34,13 @@ pub struct IngestArgs {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub connections: u32,
     /// Events a second, over all connections
-    #[arg(long, default_value_t = 1000.0)]
+    #[arg(long, default_value_t = 1000.0, conflicts_with = "closed_loop")]
     pub rate: f64,
     /// The next event leaves when one is answered: the rate is the relay's own, and its stalls are hidden
     #[arg(long)]
     pub closed_loop: bool,
     /// Unanswered events a connection in the closed loop
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 128, requires = "closed_loop", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub in_flight: u32,
     /// A refused event is a violation
     #[arg(long)]

@@ -57,6 +57,11 @@ pub struct CrowdArgs {
     /// Count deliveries out of order, but do not call them violations
     #[arg(long)]
     pub any_order: bool,
+}
+
+/// Who signs what is published.
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct SignArgs {
     /// Seed of the events and filters [default: from the clock, since a relay has seen the last run's]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -73,6 +78,9 @@ pub struct MixArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub crowd: CrowdArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub sign: SignArgs,
     /// Events a second, over all publishers
     #[arg(long, default_value_t = 200.0)]
     pub rate: f64,
@@ -116,8 +124,8 @@ impl Stage {
             );
             Ok(count as usize)
         };
-        let seed = args.crowd.seed();
-        let events = args.crowd.sign(seed, count(args.rate)? as u32)?;
+        let seed = args.sign.seed(&args.crowd.common);
+        let events = args.sign.sign(seed, count(args.rate)? as u32)?;
         let index = events::index(&events)?;
         let corpus = Corpus::new(&events, index.clone(), false)?;
         let query_count = if args.askers == 0 { 0 } else { count(args.query_rate)? };
@@ -162,12 +170,13 @@ impl Stage {
     }
 }
 
-impl CrowdArgs {
-    pub fn seed(&self) -> u64 {
+impl SignArgs {
+    /// Another one in each run.
+    pub fn seed(&self, common: &Common) -> u64 {
         let clock = || {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
         };
-        self.seed.unwrap_or_else(clock).wrapping_add(self.common.run.into())
+        self.seed.unwrap_or_else(clock).wrapping_add(common.run.into())
     }
 
     /// # Errors

@@ -52,7 +52,7 @@ pub struct AskArgs {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub connections: u32,
     /// Queries a second, over all connections
-    #[arg(long, default_value_t = 200.0)]
+    #[arg(long, default_value_t = 200.0, conflicts_with = "closed_loop")]
     pub rate: f64,
     /// Each connection asks the next query when one is answered: the rate is the relay's own, and its stalls are hidden
     #[arg(long)]

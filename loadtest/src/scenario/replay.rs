@@ -37,6 +37,9 @@ pub struct ReplayArgs {
     /// How many times faster than the file's own pace
     #[arg(long, default_value_t = 1.0)]
     pub speed: f64,
+    /// Seed of the choice of the followers' filters
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }
 
 super::scenario!(ReplayArgs, "replay", crowd.common, run);
@@ -45,7 +48,6 @@ super::scenario!(ReplayArgs, "replay", crowd.common, run);
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<Outcome> {
     ensure!(args.speed > 0.0, "--speed {} is not above 0", args.speed);
-    ensure!(args.crowd.learn.is_none(), "--learn makes events, and replay has its own");
     let (events, due) = if args.captured {
         ensure!(args.crowd.common.runs == 1, "--captured has its own pace once, not --runs times");
         let (events, times) = captured(&args.events, args.limit)?;
@@ -60,7 +62,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<Outcome> {
     let file_seconds = due.last().map(|ns: &u64| (*ns as f64 / 1e9 * args.speed).round());
     let index = events::index(&events)?;
     let pace = Pace::Open(Arrivals::At(due));
-    let show = Show { seed: args.crowd.seed.unwrap_or(1), events: &events, index: &index };
+    let show = Show { seed: args.seed, events: &events, index: &index };
     let mut outcome = show.run(&args.crowd, &pace, None)?;
     outcome.detail["file_seconds"] = json!(file_seconds);
     Ok(outcome)

@@ -30,16 +30,19 @@ pub struct ConnectArgs {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub count: u32,
     /// Connections a second
-    #[arg(long, default_value_t = 100.0)]
+    #[arg(long, default_value_t = 100.0, conflicts_with = "closed_loop")]
     pub rate: f64,
     /// The next comes when one is gone: the rate is the relay's own, and its stalls are hidden
     #[arg(long)]
     pub closed_loop: bool,
     /// How many are there at once in the closed loop, on each thread
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    #[arg(long, default_value_t = 8, requires = "closed_loop", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub at_once: u32,
     /// How many may be open at once in the open loop, on each thread
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    #[arg(
+        long, default_value_t = 1000, conflicts_with = "closed_loop",
+        value_parser = clap::value_parser!(u32).range(1..=60_000)
+    )]
     pub open_max: u32,
 }
 
