@@ -224,6 +224,12 @@ fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<(Report, 
     };
     let log = |(name, latency): &(&'static str, Latency)| (*name, latency.percentile_log());
     let logs: Vec<_> = outcome.latencies.iter().map(log).collect();
+    let (began, lasted) = (outcome.accounts.began, outcome.accounts.elapsed);
+    let mut files: Vec<(String, String)> =
+        logs.iter().map(|(name, log)| (format!("{name}.hgrm"), log.clone())).collect();
+    for (name, latency) in &outcome.latencies {
+        files.push((format!("{name}.hlog"), latency.interval_log(name, began, lasted)));
+    }
     let (summary, limited) = (outcome.summary.clone(), outcome.accounts.generator.limited);
     let report = Report::new(subject, outcome);
     let json = report.to_json();
@@ -233,7 +239,7 @@ fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<(Report, 
             1 => directory.clone(),
             _ => directory.join((common.run + 1).to_string()),
         };
-        report::keep(&directory, &json, &logs)
+        report::keep(&directory, &json, &files)
             .with_context(|| format!("--out {}", directory.display()))?;
     }
     if !common.json {

@@ -60,7 +60,7 @@ pub struct CompareArgs {
     /// Count system calls too and compare them; costs the relays time
     #[arg(long)]
     pub syscalls: bool,
-    /// Keep every run there (RELAY/RUN/ROUND/run.json, NAME.hgrm), and the comparison as compare.json
+    /// Keep every run there (RELAY/RUN/ROUND/run.json, NAME.hlog, NAME.hgrm), and the comparison as compare.json
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Write a page with plots there

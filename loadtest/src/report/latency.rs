@@ -2,10 +2,15 @@
 
 use super::round;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use serde::Serialize;
 use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
+/// The maximum in a line of an interval log is in ms, as the Java tools write it.
+const MAX_VALUE_DIVISOR: f64 = 1e6;
 const INTERVAL_MS_MIN: u64 = 100;
 /// Beyond this many, the intervals get twice as long: an hour needs no more than half a minute.
 const INTERVALS_MAX: usize = 1200;
@@ -55,6 +60,27 @@ impl Latency {
 
     pub fn throughput(&self) -> &Throughput {
         &self.ended
+    }
+
+    /// The histogram itself, in nanoseconds, as one interval of a log that the HdrHistogram tools read and merge.
+    ///
+    /// # Panics
+    /// If the name has a comma or a space.
+    pub fn interval_log(&self, name: &str, began: SystemTime, lasted: Duration) -> String {
+        let mut log = Vec::new();
+        let mut serializer = V2DeflateSerializer::new();
+        let tag = Tag::new(name).expect("a latency's name is one word");
+        IntervalLogWriterBuilder::new()
+            .with_start_time(began)
+            .with_max_value_divisor(MAX_VALUE_DIVISOR)
+            .begin_log_with(&mut log, &mut serializer)
+            .and_then(|mut writer| {
+                let at = began.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let written = writer.write_histogram(&self.histogram, at, lasted, Some(tag));
+                written.map_err(|error| std::io::Error::other(error.to_string()))
+            })
+            .expect("a Vec takes everything");
+        String::from_utf8(log).expect("base64 is ASCII")
     }
 
     /// The percentile log format of the HdrHistogram tools, in microseconds.
@@ -139,6 +165,9 @@ impl Throughput {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::prelude::{BASE64_STANDARD, Engine};
+    use hdrhistogram::serialization::Deserializer;
+    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     #[test]
     fn percentiles_are_those_of_the_recorded_values() {
@@ -180,6 +209,36 @@ mod tests {
         assert_eq!((last[1], last[2]), (1.0, 1000.0));
         assert!((last[0] - 1000.0).abs() < 2.0, "{log}");
         assert!(rows.is_sorted_by(|a, b| a[0] <= b[0] && a[1] <= b[1] && a[2] <= b[2]), "{log}");
+    }
+
+    #[test]
+    fn kept_histograms_come_back_and_merge_without_loss() {
+        let mut runs = [Latency::default(), Latency::default()];
+        for us in 1..=5000u64 {
+            runs[usize::from(us % 3 == 0)].record(0, us * us * 1000);
+        }
+        let mut merged = read_back(&runs[0]);
+        assert_eq!(merged, runs[0].histogram);
+        merged.add(read_back(&runs[1])).unwrap();
+        let [mut all, more] = runs;
+        all.merge(&more);
+        assert_eq!(merged, all.histogram);
+        assert_eq!(merged.value_at_quantile(0.999), all.histogram.value_at_quantile(0.999));
+    }
+
+    fn read_back(latency: &Latency) -> Histogram<u64> {
+        let began = UNIX_EPOCH + Duration::from_millis(1_800_000_000_500);
+        let log = latency.interval_log("event_to_ok", began, Duration::from_secs(3));
+        let entries: Vec<_> =
+            IntervalLogIterator::new(log.as_bytes()).map(Result::unwrap).collect();
+        let [LogEntry::StartTime(start), LogEntry::Interval(interval)] = &entries[..] else {
+            panic!("{log}")
+        };
+        assert_eq!(*start, began.duration_since(UNIX_EPOCH).unwrap());
+        assert_eq!((interval.start_timestamp(), interval.duration().as_secs()), (*start, 3));
+        assert_eq!(interval.tag().map(|tag| tag.as_str()), Some("event_to_ok"));
+        let bytes = BASE64_STANDARD.decode(interval.encoded_histogram()).unwrap();
+        Deserializer::new().deserialize(&mut &bytes[..]).unwrap()
     }
 
     #[test]

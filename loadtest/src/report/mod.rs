@@ -158,18 +158,14 @@ impl Report {
     }
 }
 
-/// Keeps a run: `run.json`, and `NAME.hgrm` for each latency.
+/// Keeps a run: `run.json`, and beside it these files by name.
 ///
 /// # Errors
 /// The directory cannot be made or written.
-pub fn keep(
-    directory: &Path,
-    report: &str,
-    histograms: &[(&'static str, String)],
-) -> anyhow::Result<()> {
+pub fn keep(directory: &Path, report: &str, histograms: &[(String, String)]) -> anyhow::Result<()> {
     fs::create_dir_all(directory)?;
     for (name, log) in histograms {
-        fs::write(directory.join(format!("{name}.hgrm")), log)?;
+        fs::write(directory.join(name), log)?;
     }
     Ok(fs::write(directory.join("run.json"), format!("{report}\n"))?)
 }
@@ -192,6 +188,7 @@ mod tests {
     use crate::scenario::Generator;
     use crate::server::{Sample, Usage};
     use serde_json::json;
+    use std::time::SystemTime;
 
     /// What a scenario puts into them is its own.
     const OPEN: [&str; 5] =
@@ -207,6 +204,7 @@ mod tests {
         let cpu = machine::Sample::take();
         let accounts = Accounts {
             elapsed,
+            began: SystemTime::now(),
             machine: Machine::between(cpu, cpu, elapsed, Duration::ZERO),
             server: Some(Usage::between(&sample, &sample, 2.0, 4, Some(syscalls))),
             generator: Generator {
@@ -264,7 +262,7 @@ mod tests {
     fn a_run_is_kept_with_its_histograms() {
         let directory =
             std::env::temp_dir().join(format!("rheostr-loadtest-keep-{}", std::process::id()));
-        keep(&directory, "{}", &[("event_to_ok", "log".to_owned())]).unwrap();
+        keep(&directory, "{}", &[("event_to_ok.hgrm".to_owned(), "log".to_owned())]).unwrap();
         let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
         let kept = (read("run.json"), read("event_to_ok.hgrm"));
         fs::remove_dir_all(&directory).unwrap();

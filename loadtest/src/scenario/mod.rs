@@ -92,7 +92,7 @@ pub struct Common {
     /// A name for this run, repeated in its JSON
     #[arg(long)]
     pub label: Option<String>,
-    /// Keep the run there: run.json, and a histogram NAME.hgrm for each latency
+    /// Keep the run there: run.json, and the histogram of each latency as NAME.hlog and NAME.hgrm
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Write a page there: what the oracle says, the figures, latency and throughput as plots

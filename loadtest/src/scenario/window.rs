@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::sync::Barrier;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A thread that is busy, or waits for its CPU, for a larger part of the window may be what was measured.
 const GENERATOR_LIMITED_SHARE: f64 = 0.9;
@@ -173,6 +173,9 @@ pub fn measure<W: Worker>(
 pub struct Accounts {
     #[serde(skip)]
     pub elapsed: Duration,
+    /// When that began.
+    #[serde(skip)]
+    pub began: SystemTime,
     pub machine: Machine,
     pub server: Option<Usage>,
     pub generator: Generator,
@@ -208,7 +211,9 @@ impl Window {
         let server_us = server.as_ref().map_or(0.0, |server| server.user_us + server.sys_us);
         let ours = Duration::from_secs_f64(server_us / 1e6 + generator.cpu_s);
         let machine = Machine::between(self.machine.0, self.machine.1, self.elapsed, ours);
-        Accounts { elapsed: self.elapsed, machine, server, generator }
+        let ago = self.clock.start.elapsed() - Duration::from_nanos(self.clock.warm_up_ns);
+        let began = SystemTime::now() - ago;
+        Accounts { elapsed: self.elapsed, began, machine, server, generator }
     }
 }
 
