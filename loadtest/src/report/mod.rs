@@ -23,6 +23,12 @@ use std::time::Duration;
 /// Grows when a field changes its meaning or goes; a new field leaves it alone.
 pub const SCHEMA: u32 = 1;
 
+/// What the latency of an open loop's generator against its own schedule is called.
+pub const SEND_LATENESS: &str = "send_lateness";
+
+/// Where more of a latency is the generator's own lateness, the figure is the generator's.
+const LATE_SHARE_MAX: f64 = 0.5;
+
 /// What a scenario hands to `main`.
 #[derive(Debug)]
 pub struct Outcome {
@@ -40,6 +46,23 @@ pub struct Outcome {
     pub detail: Value,
     /// A few lines for a person.
     pub summary: String,
+}
+
+impl Outcome {
+    /// Holds the generator's own lateness, which is in every latency of an open loop, against the run's latency.
+    pub fn judge_lateness(&mut self) {
+        let lateness = self.latencies.iter().find(|(of, _)| *of == SEND_LATENESS);
+        let Some(((_, latency), (_, lateness))) = self.latencies.first().zip(lateness) else {
+            return;
+        };
+        let (latency, lateness) = (latency.summary(), lateness.summary());
+        if latency.count > 0 {
+            let share = (lateness.p50 / latency.p50).max(lateness.p99 / latency.p99);
+            let generator = &mut self.accounts.generator;
+            generator.late_share = Some(round(share, 3));
+            generator.limited |= share > LATE_SHARE_MAX;
+        }
+    }
 }
 
 /// Who decides when an operation begins.
@@ -194,7 +217,7 @@ mod tests {
     const OPEN: [&str; 5] =
         ["parameters", "detail", "relay.limitation", "latencies_us", "server.syscalls.by_name"];
 
-    fn report() -> Report {
+    fn outcome() -> Outcome {
         let sample = Sample::take(std::process::id()).unwrap();
         let syscalls = json!({
             "tool": "perf stat", "effect_on_times": "none", "total": 2, "per_op": 1.0,
@@ -211,6 +234,7 @@ mod tests {
                 limited: false,
                 cpu_share: 0.5,
                 wait_share: 0.0,
+                late_share: Some(0.1),
                 cpu_s: 1.0,
                 threads: 1,
             },
@@ -219,7 +243,7 @@ mod tests {
         latency.record(150_000_000, 1000);
         let mut violations = Violations::default();
         violations.add_many("lost", 3, || "event x".to_owned());
-        let outcome = Outcome {
+        Outcome {
             violations,
             checked: 4,
             unit: "event",
@@ -229,7 +253,10 @@ mod tests {
             accounts,
             detail: json!({"own": {"figure": 1}}),
             summary: String::new(),
-        };
+        }
+    }
+
+    fn report() -> Report {
         let subject = Subject {
             scenario: "ingest".to_owned(),
             label: None,
@@ -237,7 +264,31 @@ mod tests {
             relay: Some(json!({"name": 1, "software": 2, "version": 3, "limitation": {"x": 1}})),
             finished_at: 1,
         };
-        Report::new(subject, outcome)
+        Report::new(subject, outcome())
+    }
+
+    #[test]
+    fn a_generator_that_is_late_by_half_of_the_latency_is_the_limit() {
+        let judged = |late_us: u64, times: u64| {
+            let (mut latency, mut lateness) = (Latency::default(), Latency::default());
+            for operation in 0..1000 {
+                latency.record(0, 1_000_000);
+                lateness.record(0, if operation < times { late_us * 1000 } else { 10_000 });
+            }
+            let mut outcome = outcome();
+            outcome.latencies = vec![("event_to_ok", latency), (SEND_LATENESS, lateness)];
+            outcome.judge_lateness();
+            (outcome.accounts.generator.limited, outcome.accounts.generator.late_share.unwrap())
+        };
+        assert_eq!(judged(400, 1000), (false, 0.4));
+        assert_eq!(judged(600, 1000), (true, 0.6));
+        // At p99 only, and rarer than that.
+        assert_eq!(judged(600, 20), (true, 0.6));
+        assert_eq!(judged(600, 5), (false, 0.01));
+        let mut closed = outcome();
+        closed.accounts.generator.late_share = None;
+        closed.judge_lateness();
+        assert_eq!(closed.accounts.generator.late_share, None);
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub fn run(args: &DeafArgs) -> anyhow::Result<Outcome> {
             let deaf = if with == 0 { 0 } else { args.fanout.deaf };
             let mut outcome = fanout::run(&FanoutArgs { deaf, ..args.fanout.clone() })?;
             violations.merge(std::mem::take(&mut outcome.violations));
+            outcome.judge_lateness();
             checked += outcome.checked;
             runs.push(outcome);
         }

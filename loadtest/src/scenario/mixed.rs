@@ -10,7 +10,7 @@ use super::stored::{self, CheckArgs, Checked};
 use super::{Common, extend};
 use crate::events::generate::{Generator, unix_now};
 use crate::events::{self, EventFields, IdIndex, Random, SignedEvent, learn};
-use crate::report::{Latency, Outcome, Pacing, per_second};
+use crate::report::{Latency, Outcome, Pacing, SEND_LATENESS, per_second};
 use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
@@ -318,7 +318,7 @@ fn outcome(ran: Ran, checked: Checked) -> Outcome {
         ("publish_to_receipt", followed.latency),
         ("event_to_ok", published.latency),
         ("req_to_eose", answered.latency),
-        ("send_lateness", lateness),
+        (SEND_LATENESS, lateness),
     ];
     let has_any = |one: &(&str, Latency)| one.1.summary().count > 0;
     Outcome {

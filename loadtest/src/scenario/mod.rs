@@ -156,7 +156,7 @@ pub trait Scenario: Serialize {
     /// Anything that keeps the run from being measured; what the relay does wrong is in the outcome.
     fn run(&self) -> anyhow::Result<Outcome>;
 
-    /// Runs once, and holds the latency against the limit that was given.
+    /// Runs once, and holds the latency against the generator's own lateness and the limit that was given.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -165,6 +165,7 @@ pub trait Scenario: Serialize {
         let outcome = self.run();
         shown.finish_and_clear();
         let mut outcome = outcome?;
+        outcome.judge_lateness();
         if let Some(limit_ms) = self.common().p99_max_ms {
             let (of, latency) = outcome.latencies.first().context("no latency for --p99-max-ms")?;
             let p99_ms = latency.summary().p99 / 1000.0;

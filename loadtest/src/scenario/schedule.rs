@@ -4,7 +4,7 @@
 //! that stalls is charged for everything that waited meanwhile. In a **closed loop** the answer to one operation
 //! allows the next: a stall delays the questions too, and is seen once a connection (coordinated omission).
 
-use crate::report::{Latency, Pacing};
+use crate::report::{Latency, Pacing, SEND_LATENESS};
 use std::time::Duration;
 
 /// What decides when the operations of a run begin.
@@ -75,7 +75,7 @@ impl Pace {
     ) -> Vec<(&'static str, Latency)> {
         match self {
             Self::Closed { .. } => vec![(span, latency)],
-            Self::Open(_) => vec![(span, latency), ("send_lateness", lateness)],
+            Self::Open(_) => vec![(span, latency), (SEND_LATENESS, lateness)],
         }
     }
 

@@ -190,6 +190,8 @@ pub struct Generator {
     pub cpu_share: f64,
     /// Of the window, waiting for a CPU that somebody else had; by the thread that waited longest.
     pub wait_share: f64,
+    /// Of the run's latency, its own lateness: at the median or at p99, whichever is more; `None` where no schedule is.
+    pub late_share: Option<f64>,
     pub cpu_s: f64,
     pub threads: usize,
 }
@@ -236,6 +238,7 @@ impl Generator {
             limited: taken > GENERATOR_LIMITED_SHARE,
             cpu_share: round(most(|thread| thread.on_cpu), 3),
             wait_share: round(most(|thread| thread.waiting), 3),
+            late_share: None,
             cpu_s: round(threads.iter().map(|thread| thread.on_cpu.as_secs_f64()).sum(), 4),
             threads: threads.len(),
         }

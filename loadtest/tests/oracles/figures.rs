@@ -1,13 +1,51 @@
-//! What is kept beside a report.
+//! What a report says of itself: whose its latencies are, and the histograms kept beside it.
 
-use super::{against, scratch};
-use crate::relay::Fault;
+use super::{BINARY, against, assert_kept, events, scratch};
+use crate::relay::{self, Fault};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+#[test]
+fn a_generator_that_is_late_itself_is_called_the_limit() {
+    let events = events("late", 400);
+    let ingest = format!("ingest --events {events} --rate 200 --check-ids 0 --check-queries 0");
+    let address = relay::start(Fault::Nothing);
+    let arguments = format!("{ingest} --url ws://{address} --settle-ms 0 --json");
+    let mut generator = Command::new(BINARY)
+        .args(arguments.split_whitespace())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Stopped half of the time, it is neither on a CPU nor waiting for one.
+    let pid = Pid::from_child(&generator);
+    while generator.try_wait().unwrap().is_none() {
+        for signal in [Signal::STOP, Signal::CONT] {
+            kill_process(pid, signal).ok();
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+    let output = generator.wait_with_output().unwrap();
+    let stopped: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&stopped["ok"], &stopped["generator"]["limited"]),
+        (&true.into(), &true.into()),
+        "{stopped}"
+    );
+    let stalled = against(Fault::Stalls, &ingest);
+    assert_kept(&stalled);
+    let late = |report: &Value| report["generator"]["late_share"].as_f64().unwrap();
+    assert!(late(&stopped) > 0.5, "{stopped}");
+    assert!(late(&stalled.report) < late(&stopped), "that was the relay: {}", stalled.report);
+    let closed = against(Fault::Nothing, &ingest.replace("--rate 200", "--closed-loop"));
+    assert_eq!(closed.report["generator"]["late_share"], Value::Null, "it has no schedule");
+}
 
 fn read_back(file: &Path) -> Histogram<u64> {
     let log = std::fs::read(file).unwrap();
