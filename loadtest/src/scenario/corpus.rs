@@ -292,6 +292,34 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_beyond_its_limit_is_noticed() {
+        let corpus = corpus();
+        let query = corpus.draw(Shape::Kind, Some(20), &mut Random::new(2)).unwrap();
+        let mut violations = Violations::default();
+        corpus.check(&query, &corpus.ids_by_rank[..20], false, &mut violations);
+        assert!(violations.is_empty());
+        corpus.check(&query, &corpus.ids_by_rank[..21], false, &mut violations);
+        assert_eq!(kinds(&violations), ["query_over_limit"]);
+    }
+
+    #[test]
+    fn events_of_one_second_come_by_their_ids_from_a_relay_that_holds_the_file_alone() {
+        let of_seed = |seed| Generator::new(seed, 7, Vec::new(), 1_800_000_000, 1).unwrap();
+        let signed: Vec<_> = (0..5).map(|seed| of_seed(seed).next_event()).collect();
+        let index = events::index(&signed).unwrap();
+        let corpus = Corpus::new(&signed, index, true).unwrap();
+        let query = corpus.draw(Shape::Global, Some(5), &mut Random::new(2)).unwrap();
+        let mut answer = corpus.expected(&query);
+        assert!(answer.is_sorted());
+        answer.swap(1, 2);
+        for (exact, expected) in [(true, &["query_tie_order"][..]), (false, &[])] {
+            let mut violations = Violations::default();
+            corpus.check(&query, &answer, exact, &mut violations);
+            assert_eq!(kinds(&violations), expected);
+        }
+    }
+
+    #[test]
     fn a_count_is_of_all_that_match() {
         let corpus = corpus();
         let query = corpus.draw(Shape::Kind, None, &mut Random::new(2)).unwrap();

@@ -317,6 +317,15 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_beyond_its_limit_is_noticed() {
+        let events = events();
+        let right = answer(&json!({"kinds": [1], "limit": 11}), &events);
+        let filter = json!({"kinds": [1], "limit": 10});
+        assert_eq!(judged(&filter, &right[..10], &events), [""; 0]);
+        assert_eq!(judged(&filter, &right, &events), ["stored_over_limit"]);
+    }
+
+    #[test]
     fn events_of_others_are_judged_by_their_own_json() {
         let events = events();
         let filter = json!({"kinds": [1], "limit": 10});

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod figures;
+mod kinds;
 mod relay;
 
 use relay::Fault;

@@ -30,6 +30,24 @@ pub enum Fault {
     Swaps(usize),
     /// Live events reach subscriptions whoever wrote them.
     IgnoresAuthors,
+    /// Whoever sends the nth, 2nth, … EVENT or REQ is told this too.
+    AlsoSays(usize, &'static str),
+    /// Every nth event is refused, stored and delivered.
+    Refuses(usize),
+    /// With every nth event all live subscriptions end.
+    EndsSubscriptions(usize),
+    /// Every nth REQ is answered with CLOSED.
+    ClosesQueries(usize),
+    /// Every nth REQ is not answered.
+    IgnoresQueries(usize),
+    /// Every nth connection is broken off before the handshake.
+    HangsUpOn(usize),
+    /// Every nth connection waits for its handshake's answer for good.
+    NeverUpgrades(usize),
+    /// A connection that says nothing for so many milliseconds is broken off.
+    HangsUpAfter(u64),
+    /// An event takes 200 ms, more than a hiccup of the machine, where more than so many subscriptions are live.
+    SlowBeyond(usize),
     /// Acknowledges what it has in memory only; dies when it has as many events as this, and starts again.
     DiesWith(usize),
     /// Does nothing for the first 200 ms of each second.
@@ -59,6 +77,7 @@ struct State {
     /// In the order of arrival.
     stored: Vec<Value>,
     events: usize,
+    queries: usize,
     /// The event that [`Fault::Swaps`] holds back.
     held: Option<Value>,
     deliveries: usize,
@@ -81,6 +100,7 @@ pub fn start_at(port: u16, fault: Fault) -> SocketAddr {
         started: Instant::now(),
         stored: Vec::new(),
         events: 0,
+        queries: 0,
         held: None,
         deliveries: 0,
         subscriptions: Vec::new(),
@@ -94,6 +114,19 @@ pub fn start_at(port: u16, fault: Fault) -> SocketAddr {
                 continue;
             }
             now.sockets.push(socket.try_clone().unwrap());
+            let nth = |n: usize| (number + 1).is_multiple_of(n);
+            match now.fault {
+                Fault::HangsUpOn(n) if nth(n) => {
+                    socket.shutdown(Shutdown::Both).ok();
+                    continue;
+                }
+                // The other handle keeps it open.
+                Fault::NeverUpgrades(n) if nth(n) => continue,
+                Fault::HangsUpAfter(ms) => {
+                    socket.set_read_timeout(Some(Duration::from_millis(ms))).unwrap();
+                }
+                _ => {}
+            }
             let state = Arc::clone(&state);
             thread::spawn(move || serve(&state, number, socket));
         }
@@ -114,6 +147,7 @@ fn serve(state: &Mutex<State>, number: usize, socket: TcpStream) {
         let request: Value = serde_json::from_str(&text).unwrap();
         stall(state);
         let mut state = state.lock().unwrap();
+        state.also_say(&request, &writer);
         match request[0].as_str().unwrap() {
             "EVENT" => state.publish(&request[1], &writer),
             "REQ" => state.subscribe(number, &request, &writer),
@@ -128,6 +162,7 @@ fn serve(state: &Mutex<State>, number: usize, socket: TcpStream) {
         }
     }
     state.lock().unwrap().unsubscribe(number, None);
+    writer.lock().unwrap().get_ref().shutdown(Shutdown::Both).ok();
 }
 
 fn stall(state: &Mutex<State>) {
@@ -143,6 +178,16 @@ fn stall(state: &Mutex<State>) {
 }
 
 impl State {
+    fn also_say(&self, request: &Value, writer: &Writer) {
+        let so_far = if request[0] == "EVENT" { self.events } else { self.queries };
+        if let Fault::AlsoSays(n, text) = self.fault
+            && (request[0] == "EVENT" || request[0] == "REQ")
+            && (so_far + 1).is_multiple_of(n)
+        {
+            writer.lock().unwrap().send(Message::text(text)).ok();
+        }
+    }
+
     fn publish(&mut self, event: &Value, writer: &Writer) {
         self.events += 1;
         let every = |n: usize| self.events.is_multiple_of(n);
@@ -154,7 +199,17 @@ impl State {
             Fault::AnswersAgain(n) if every(n) => 2,
             _ => 1,
         };
-        (0..answers).for_each(|_| say(writer, &json!(["OK", event["id"], true, ""])));
+        let refused = matches!(self.fault, Fault::Refuses(n) if every(n));
+        let reason = if refused { "blocked: not today" } else { "" };
+        (0..answers).for_each(|_| say(writer, &json!(["OK", event["id"], !refused, reason])));
+        if matches!(self.fault, Fault::SlowBeyond(most) if self.subscriptions.len() > most) {
+            thread::sleep(Duration::from_millis(200));
+        }
+        if matches!(self.fault, Fault::EndsSubscriptions(n) if every(n)) {
+            for one in self.subscriptions.drain(..) {
+                say(&one.writer, &json!(["CLOSED", one.name, "error: slow consumer"]));
+            }
+        }
         match self.fault {
             Fault::DeliversAllBut(n) if every(n) => {}
             Fault::Swaps(n) if every(n) => self.held = Some(event.clone()),
@@ -193,6 +248,14 @@ impl State {
 
     fn subscribe(&mut self, connection: usize, request: &Value, writer: &Writer) {
         let (name, filter) = (request[1].as_str().unwrap(), &request[2]);
+        self.queries += 1;
+        match self.fault {
+            Fault::IgnoresQueries(n) if self.queries.is_multiple_of(n) => return,
+            Fault::ClosesQueries(n) if self.queries.is_multiple_of(n) => {
+                return say(writer, &json!(["CLOSED", name, "error: not today"]));
+            }
+            _ => {}
+        }
         let mut found: Vec<&Value> =
             self.stored.iter().filter(|event| matches(filter, event)).collect();
         found.sort_by_key(|event| {

@@ -249,22 +249,30 @@ mod tests {
         let mut generator = Generator::new(1, 1, Vec::new(), 1_800_000_000, 20).unwrap();
         let mut signed: Vec<_> = (0..6).map(|_| generator.sized_event(1, 400)).collect();
         signed.push(generator.sized_event(7, 400));
+        // The last is never sent.
+        signed.push(generator.sized_event(1, 400));
         let foreign = generator.sized_event(1, 400);
         let index = events::index(&signed).unwrap();
-        // Publisher 0 has the events 0, 2, 4, 6; publisher 1 has 1, 3, 5.
+        // Publisher 0 has the events 0, 2, 4, 6; publisher 1 has 1, 3, 5, 7.
         let ledger = Ledger::new(&signed, &index, 2, &[json!({"kinds": [1]})]).unwrap();
         for position in 0..6 {
             ledger.send(position, 5);
             ledger
                 .answer(position, if position == 4 { Verdict::Refused } else { Verdict::Accepted });
         }
-        assert_eq!(ledger.audiences[0].due(), 5);
+        assert_eq!(ledger.audiences[0].due(), 6);
         let mut book = Book::new(&ledger, 0);
         let mut violations = Violations::default();
         let mut see = |id: &Id| book.on_event(id, &ledger, &mut violations);
-        for (position, expected) in
-            [(1, Some(1)), (0, Some(0)), (5, Some(5)), (3, Some(3)), (3, None), (6, None)]
-        {
+        for (position, expected) in [
+            (1, Some(1)),
+            (0, Some(0)),
+            (5, Some(5)),
+            (3, Some(3)),
+            (3, None),
+            (6, None),
+            (7, None),
+        ] {
             assert_eq!(see(&signed[position].id), expected);
         }
         assert_eq!(see(&foreign.id), None);
@@ -272,8 +280,13 @@ mod tests {
         let mut followed = Followed::default();
         book.judge(&ledger, &mut followed, &mut violations);
         assert_eq!((followed.deliveries, followed.expected), (4, 5));
-        let expected =
-            ["delivery_missing", "delivery_of_foreign_event", "delivery_twice", "delivery_unasked"];
+        let expected = [
+            "delivery_before_publishing",
+            "delivery_missing",
+            "delivery_of_foreign_event",
+            "delivery_twice",
+            "delivery_unasked",
+        ];
         let counts: Vec<_> =
             violations.kinds().into_iter().map(|one| (one.name, one.count)).collect();
         assert_eq!(counts, expected.map(|kind| (kind, 1)));
