@@ -4,6 +4,7 @@
 
 mod figures;
 mod kinds;
+mod quiet;
 mod relay;
 
 use relay::Fault;
