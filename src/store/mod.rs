@@ -34,8 +34,10 @@ mod apply;
 mod beside;
 mod check;
 mod copies;
+mod cursor;
 mod environment;
 mod error;
+mod estimate;
 mod export;
 mod maintain;
 mod names;
@@ -230,12 +232,13 @@ impl Store {
         self.write(|environment| apply::apply(environment, batch, now, names))
     }
 
-    /// Plans a query; [`Scan::slice`] runs it.
+    /// Begins a query; [`Scan::slice`] plans and runs it. Nothing is read yet.
     ///
     /// # Errors
     /// When the environment is lost.
     pub fn scan(&self, query: Query) -> Result<Scan, StoreError> {
-        Ok(Scan::new(query, &self.environment()?.hasher))
+        self.environment()?;
+        Ok(Scan::new(query))
     }
 
     /// The number of visible events that match one of the filters, their `limit`s aside. The
@@ -252,7 +255,7 @@ impl Store {
         Ok(count)
     }
 
-    /// Plans a query for every event that matches one of the filters, their `limit`s aside.
+    /// Begins a query for every event that matches one of the filters, their `limit`s aside.
     ///
     /// # Errors
     /// When the environment is lost.

@@ -1,15 +1,7 @@
-//! Which index ranges answer a filter. Pure, but for the key of the tag hashes.
+//! Which index ranges may answer a filter. Pure, but for the key of the tag hashes.
 //!
-//! A filter is answered by the first of these that it allows:
-//!
-//! 1. `ids`: each looked up
-//! 2. the tag with a selective letter and the fewest values
-//! 3. authors × kinds, then authors
-//! 4. any other tag
-//! 5. kinds, then everything by time
-//!
-//! Each of them yields a superset of what matches, in order; the record decides. A choice that
-//! takes more than [`SOURCES_MAX`] ranges is passed over.
+//! There are several [`Way`]s to most filters. Each yields a superset of what matches, in order; the record
+//! decides. Which one is taken depends on what is stored, so `estimate` looks.
 
 use super::schema::{Hasher, Suffix, join, tag_prefix};
 use crate::nostr::Filter;
@@ -18,8 +10,14 @@ use crate::nostr::Filter;
 /// each, plus as much in the merge.
 pub(super) const SOURCES_MAX: usize = 16_384;
 
+/// Tags of a filter that are considered, those with the fewest values.
+const TAG_WAYS_MAX: usize = 4;
+
+/// So many ranges are always worth it where a way of one range holds more entries than they do.
+const FEW_RANGES: usize = 16;
+
 /// Letters whose values name one thing, so that few events share one: events, addresses, keys,
-/// external identities. A `p` may be popular, and is still better than an author's whole feed.
+/// external identities.
 const SELECTIVE: &[u8] = b"aAeEiIpPq";
 
 /// An index that ends in [`Suffix`].
@@ -64,46 +62,104 @@ pub(super) fn bounds(filter: &Filter) -> Option<(Suffix, Suffix)> {
     possible.then(|| (Suffix::newest(until), Suffix::oldest(since)))
 }
 
-/// Appends the sources of one filter.
-pub(super) fn plan(filter: &Filter, number: u32, hasher: &Hasher, out: &mut Vec<Source>) {
+/// What of a filter is looked up; the rest of it is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Its ids.
+    Ids,
+    /// The values of the tag at this position.
+    Tag(usize),
+    /// Authors × kinds.
+    AuthorKind,
+    Author,
+    Kind,
+    /// Nothing but the time range.
+    Time,
+}
+
+/// The ways to a filter that can be the best, most promising first; never none. A list that takes more
+/// than [`SOURCES_MAX`] ranges is passed over, as is a product of more than `room`.
+pub(super) fn ways(filter: &Filter, room: usize) -> Vec<Way> {
     if filter.ids.is_some() {
-        out.push(Source::new(Index::Ids, number, &[]));
-        return;
+        return vec![Way::Ids];
     }
-    let selective = |letter: &u8| SELECTIVE.contains(letter);
-    let tag = |wanted: &dyn Fn(&u8) -> bool| {
-        let fit = filter
-            .tags
-            .iter()
-            .filter(|(letter, values)| wanted(letter) && values.len() <= SOURCES_MAX);
-        fit.min_by_key(|(_, values)| values.len())
-    };
-    let authors = filter.authors.as_deref().filter(|authors| authors.len() <= SOURCES_MAX);
-    let kinds = filter.kinds.as_deref().filter(|kinds| kinds.len() <= SOURCES_MAX);
-    let by_tag = tag(&selective).or_else(|| authors.is_none().then(|| tag(&|_| true)).flatten());
-    if let Some((letter, values)) = by_tag {
-        out.extend(values.iter().map(|value| {
-            Source::new(Index::Tag, number, &tag_prefix(*letter, value.as_ref(), hasher))
-        }));
-    } else if let Some(authors) = authors {
-        match kinds {
-            Some(kinds) if authors.len() * kinds.len() <= SOURCES_MAX.saturating_sub(out.len()) => {
-                for author in authors {
-                    out.extend(kinds.iter().map(|kind| {
-                        let prefix: [u8; 10] = join(&[&author[..8], &kind.to_be_bytes()]);
-                        Source::new(Index::AuthorKind, number, &prefix)
-                    }));
-                }
-            }
-            _ => out.extend(
-                authors.iter().map(|author| Source::new(Index::Author, number, &author[..8])),
-            ),
+    let mut tags: Vec<usize> = (0..filter.tags.len()).collect();
+    tags.sort_by_key(|tag| {
+        let (letter, values) = &filter.tags[*tag];
+        (!SELECTIVE.contains(letter), values.len())
+    });
+    let ranges = |way: Way| way.ranges(filter);
+    let fits = |way: &Way| ranges(*way) <= SOURCES_MAX;
+    let mut ways: Vec<Way> =
+        tags.into_iter().map(Way::Tag).filter(fits).take(TAG_WAYS_MAX).collect();
+    let (authors, kinds) = (filter.authors.is_some(), filter.kinds.is_some());
+    // A part of what is under the author, and of what is under the kind.
+    let by_both = authors && kinds && ranges(Way::AuthorKind) <= room;
+    let by_few = by_both && ranges(Way::AuthorKind) <= FEW_RANGES;
+    if by_both {
+        ways.push(Way::AuthorKind);
+    }
+    if authors && !by_few {
+        ways.extend(Some(Way::Author).filter(fits));
+    }
+    if kinds && !by_few {
+        ways.extend(Some(Way::Kind).filter(fits));
+    }
+    if !ways.iter().any(|way| ranges(*way) <= FEW_RANGES) {
+        ways.push(Way::Time);
+    }
+    ways
+}
+
+impl Way {
+    /// How many ranges it is made of.
+    pub fn ranges(self, filter: &Filter) -> usize {
+        let authors = || filter.authors.as_ref().map_or(0, Vec::len);
+        let kinds = || filter.kinds.as_ref().map_or(0, Vec::len);
+        match self {
+            Self::Ids | Self::Time => 1,
+            Self::Tag(tag) => filter.tags[tag].1.len(),
+            Self::AuthorKind => authors().saturating_mul(kinds()),
+            Self::Author => authors(),
+            Self::Kind => kinds(),
         }
-    } else if let Some(kinds) = kinds {
-        let source = |kind: &u16| Source::new(Index::Kind, number, &kind.to_be_bytes());
-        out.extend(kinds.iter().map(source));
-    } else {
-        out.push(Source::new(Index::Time, number, &[]));
+    }
+
+    /// One of its ranges, for the filter of this number. `nth < ranges`; the filter has the lists.
+    pub fn source(self, filter: &Filter, nth: usize, number: u32, hasher: &Hasher) -> Source {
+        let authors = || filter.authors.as_deref().expect("a way by author");
+        let kinds = || filter.kinds.as_deref().expect("a way by kind");
+        match self {
+            Self::Ids => Source::new(Index::Ids, number, &[]),
+            Self::Time => Source::new(Index::Time, number, &[]),
+            Self::Tag(tag) => {
+                let (letter, values) = &filter.tags[tag];
+                let prefix = tag_prefix(*letter, values[nth].as_ref(), hasher);
+                Source::new(Index::Tag, number, &prefix)
+            }
+            Self::AuthorKind => {
+                let (author, kind) = (nth / kinds().len(), nth % kinds().len());
+                let kind = kinds()[kind].to_be_bytes();
+                let prefix: [u8; 10] = join(&[&authors()[author][..8], &kind]);
+                Source::new(Index::AuthorKind, number, &prefix)
+            }
+            Self::Author => Source::new(Index::Author, number, &authors()[nth][..8]),
+            Self::Kind => Source::new(Index::Kind, number, &kinds()[nth].to_be_bytes()),
+        }
+    }
+
+    /// Whether the record of an entry is needed to tell that it does not match.
+    pub fn loads(self, filter: &Filter) -> bool {
+        let tags = !filter.tags.is_empty();
+        match self {
+            Self::Ids => false,
+            // The entry tells kind and author.
+            Self::Tag(_) => filter.tags.len() > 1,
+            Self::AuthorKind => tags,
+            Self::Author => tags || filter.kinds.is_some(),
+            Self::Kind => tags || filter.authors.is_some(),
+            Self::Time => tags || filter.authors.is_some() || filter.kinds.is_some(),
+        }
     }
 }
 
@@ -112,11 +168,8 @@ mod tests {
     use super::*;
     use crate::nostr::TagValue;
 
-    fn planned(filter: &Filter) -> (Index, usize) {
-        let mut out = Vec::new();
-        plan(filter, 0, &Hasher::new([0; 16]), &mut out);
-        assert!(out.iter().all(|source| source.index == out[0].index));
-        (out[0].index, out.len())
+    fn tags(letter: u8, count: usize) -> (u8, Vec<TagValue>) {
+        (letter, (0..count).map(|n| TagValue::new(&n.to_string())).collect())
     }
 
     fn keys(count: usize) -> Vec<[u8; 32]> {
@@ -124,52 +177,54 @@ mod tests {
     }
 
     #[test]
-    fn the_narrowest_index_answers() {
-        let tags = |letter: u8, count: usize| {
-            (letter, (0..count).map(|n| TagValue::new(&n.to_string())).collect::<Vec<_>>())
-        };
+    fn only_ways_that_can_be_the_best_are_considered() {
+        let all = |filter: &Filter| ways(filter, SOURCES_MAX);
         let mut filter = Filter::default();
-        assert_eq!(planned(&filter), (Index::Time, 1));
+        assert_eq!(all(&filter), [Way::Time]);
         filter.kinds = Some(vec![1, 7]);
-        assert_eq!(planned(&filter), (Index::Kind, 2));
-        filter.tags = vec![tags(b'd', 3)];
-        assert_eq!(planned(&filter), (Index::Tag, 3));
+        assert_eq!(all(&filter), [Way::Kind]);
+        filter.kinds = Some((0..20).collect());
+        assert_eq!(all(&filter), [Way::Kind, Way::Time]);
         filter.authors = Some(keys(5));
-        assert_eq!(planned(&filter), (Index::AuthorKind, 10));
-        filter.kinds = None;
-        assert_eq!(planned(&filter), (Index::Author, 5));
-        filter.tags.extend([tags(b'e', 4), tags(b'p', 2)]);
-        assert_eq!(planned(&filter), (Index::Tag, 2));
+        assert_eq!(all(&filter), [Way::AuthorKind, Way::Author, Way::Kind]);
+        filter.kinds = Some(vec![1, 7]);
+        assert_eq!(all(&filter), [Way::AuthorKind]);
+        filter.tags = vec![tags(b'd', 1), tags(b'e', 4), tags(b'p', 2)];
+        assert_eq!(all(&filter), [Way::Tag(2), Way::Tag(1), Way::Tag(0), Way::AuthorKind]);
+        filter.tags = (b'a'..=b'z').map(|letter| tags(letter, 20)).collect();
+        assert_eq!(all(&filter).len(), TAG_WAYS_MAX + 1);
         filter.ids = Some(keys(9));
-        assert_eq!(planned(&filter), (Index::Ids, 1));
+        assert_eq!(all(&filter), [Way::Ids]);
     }
 
     #[test]
-    fn the_filters_of_a_query_share_the_ranges() {
-        let mut filter = Filter {
-            authors: Some(keys(300)),
-            kinds: Some((0..50).collect()),
-            ..Filter::default()
-        };
-        let mut out = Vec::new();
-        for number in 0..20 {
-            plan(&filter, number, &Hasher::new([0; 16]), &mut out);
-            filter.kinds.as_mut().unwrap().push(100);
-        }
-        assert_eq!(out.len(), 15_000 + 19 * 300);
-    }
-
-    #[test]
-    fn too_many_ranges_fall_back() {
+    fn too_many_ranges_are_passed_over() {
         let mut filter = Filter {
             authors: Some(keys(SOURCES_MAX)),
             kinds: Some(vec![1, 2]),
             ..Filter::default()
         };
-        assert_eq!(planned(&filter), (Index::Author, SOURCES_MAX));
+        assert_eq!(ways(&filter, SOURCES_MAX), [Way::Author, Way::Kind]);
+        assert_eq!(ways(&filter, 2 * SOURCES_MAX), [Way::AuthorKind, Way::Author, Way::Kind]);
         filter.authors = Some(keys(SOURCES_MAX + 1));
-        assert_eq!(planned(&filter), (Index::Kind, 2));
+        assert_eq!(ways(&filter, SOURCES_MAX), [Way::Kind]);
         filter.kinds = Some((0..=u16::MAX).collect());
-        assert_eq!(planned(&filter), (Index::Time, 1));
+        assert_eq!(ways(&filter, SOURCES_MAX), [Way::Time]);
+        filter.tags = vec![tags(b'e', SOURCES_MAX + 1)];
+        assert_eq!(ways(&filter, SOURCES_MAX), [Way::Time]);
+    }
+
+    #[test]
+    fn each_range_of_a_product_comes_once() {
+        let filter =
+            Filter { authors: Some(keys(3)), kinds: Some(vec![1, 7]), ..Filter::default() };
+        let hasher = Hasher::new([0; 16]);
+        let sources: Vec<_> =
+            (0..6).map(|nth| Way::AuthorKind.source(&filter, nth, 4, &hasher)).collect();
+        assert!(sources.iter().all(|source| source.filter == 4));
+        let mut prefixes: Vec<&[u8]> = sources.iter().map(Source::prefix).collect();
+        prefixes.dedup();
+        assert_eq!(prefixes.len(), 6);
+        assert!(prefixes.is_sorted());
     }
 }

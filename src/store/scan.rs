@@ -8,6 +8,12 @@
 //! One step takes the smallest head and either moves it to the entry really there, or judges that
 //! entry and moves to the next. Every step makes progress that is kept, so any budget ends.
 //!
+//! Where a filter names a second tag, say, its entries are sought beside: a suffix that is not among
+//! them is passed over with all that lie before the next that is, without a look at the records.
+//!
+//! The ranges are chosen filter by filter in the first slices (see `estimate`): only where the scan runs
+//! may it wait for the disk.
+//!
 //! **Snapshot.** The first slice notes the last sequence number, unless [`Scan::up_to`] named an
 //! earlier one; later slices pass over what came after. Within that, an event is handed out once: all entries of one event have one suffix, so
 //! they follow each other in the merge.
@@ -15,17 +21,17 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
-use std::ops::Bound;
 
 use bytes::BytesMut;
-use heed::types::Bytes as Raw;
-use heed::{RoRange, RoTxn};
+use heed::RoTxn;
 
+use super::cursor::Cursor;
 use super::environment::Environment;
 use super::error::StoreError;
-use super::plan::{Index, Source, bounds, plan};
-use super::schema::{Hasher, SUFFIX_BYTES, Suffix};
-use super::transaction::{find, suffix_of};
+use super::estimate::choose;
+use super::plan::{Index, SOURCES_MAX, Source, Way, bounds};
+use super::schema::Suffix;
+use super::transaction::find;
 use super::{Store, visible};
 use crate::nostr::{EventView, Filter};
 use crate::relay::ports::{Chunk, Query, Sequence};
@@ -46,6 +52,8 @@ pub struct SliceBudget {
 #[derive(Debug)]
 pub struct Scan {
     filters: Vec<FilterScan>,
+    /// How many of the filters have their sources. `0 <= planned <= filters.len()`.
+    planned: usize,
     sources: Vec<Source>,
     /// Where each source that is not exhausted stands, smallest first.
     heads: BinaryHeap<Reverse<(Suffix, u32)>>,
@@ -55,6 +63,8 @@ pub struct Scan {
     last: Option<Suffix>,
     /// Whether a filter ended at its limit rather than at its last match.
     limited: bool,
+    /// Index entries examined so far.
+    examined: u64,
 }
 
 #[derive(Debug)]
@@ -64,8 +74,12 @@ struct FilterScan {
     left: u64,
     /// The event it judged last.
     judged: Option<Suffix>,
+    /// Its time range.
+    newest: Suffix,
     oldest: Suffix,
     ids: Option<Ids>,
+    /// A range in which everything that matches is too.
+    also: Option<Source>,
 }
 
 /// The ids of a filter: first looked up, then handed out in order.
@@ -78,15 +92,17 @@ struct Ids {
 }
 
 impl Scan {
-    /// Plans a query. Nothing is read yet.
-    pub(super) fn new(query: Query, hasher: &Hasher) -> Self {
+    /// Begins a query.
+    pub(super) fn new(query: Query) -> Self {
         let mut scan = Self {
             filters: Vec::with_capacity(query.filters.len()),
+            planned: 0,
             sources: Vec::new(),
             heads: BinaryHeap::new(),
             snapshot: None,
             last: None,
             limited: false,
+            examined: 0,
         };
         for filter in query.filters {
             let left = filter.limit.unwrap_or(u64::MAX).min(query.limit_max);
@@ -95,17 +111,9 @@ impl Scan {
                 scan.limited = true;
                 continue;
             }
-            let number = u32::try_from(scan.filters.len()).expect("bounded by the message");
-            let first = scan.sources.len();
-            plan(&filter, number, hasher, &mut scan.sources);
             let ids = filter.ids.as_ref().map(|_| Ids::default());
-            if ids.is_none() {
-                for source in first..scan.sources.len() {
-                    let source = u32::try_from(source).expect("bounded by the message");
-                    scan.heads.push(Reverse((newest, source)));
-                }
-            }
-            scan.filters.push(FilterScan { filter, left, judged: None, oldest, ids });
+            let begun = FilterScan { filter, left, judged: None, newest, oldest, ids, also: None };
+            scan.filters.push(begun);
         }
         scan
     }
@@ -174,7 +182,15 @@ impl Scan {
     /// Whether nothing follows.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.heads.is_empty() && self.filters.iter().all(FilterScan::is_looked_up)
+        self.heads.is_empty()
+            && self.planned == self.filters.len()
+            && self.filters.iter().all(FilterScan::is_looked_up)
+    }
+
+    /// Index entries examined so far, those included that were looked at to plan.
+    #[must_use]
+    pub fn examined(&self) -> u64 {
+        self.examined
     }
 
     /// Whether a filter ended at its limit: more may match than was handed out (NIP-67).
@@ -210,6 +226,7 @@ impl Scan {
             None => *self.snapshot.insert(environment.last_sequence(txn)?),
         };
         let mut left = entries.max(1);
+        self.plan(environment, txn, &mut left)?;
         self.look_up_ids(environment, txn, &mut left)?;
         if left == 0 {
             return Ok(());
@@ -221,10 +238,42 @@ impl Scan {
             snapshot,
             any_vanishing: !environment.tables.backlog.is_empty(txn)?,
             cursors: std::iter::repeat_with(|| None).take(self.sources.len()).collect(),
+            beside: std::iter::repeat_with(|| None).take(self.filters.len()).collect(),
             loaded: None,
         };
         while left > 0 && self.step(&mut slice, accept)? {
+            self.examined += 1;
             left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Chooses the sources of filters while entries are left.
+    fn plan(
+        &mut self,
+        environment: &Environment,
+        txn: &RoTxn<'_>,
+        left: &mut usize,
+    ) -> Result<(), StoreError> {
+        while *left > 0 && self.planned < self.filters.len() {
+            let number = u32::try_from(self.planned).expect("bounded by the message");
+            let scan = &mut self.filters[self.planned];
+            let FilterScan { filter, newest, oldest, .. } = &*scan;
+            let room = SOURCES_MAX.saturating_sub(self.sources.len());
+            let choice = choose(environment, txn, filter, (*newest, *oldest), room)?;
+            let source = |way: Way, nth| way.source(filter, nth, number, &environment.hasher);
+            let first = self.sources.len();
+            self.sources.extend((0..choice.way.ranges(filter)).map(|nth| source(choice.way, nth)));
+            if choice.way != Way::Ids {
+                for source in first..self.sources.len() {
+                    let source = u32::try_from(source).expect("bounded by the message");
+                    self.heads.push(Reverse((*newest, source)));
+                }
+            }
+            scan.also = choice.also.map(|way| source(way, 0));
+            self.planned += 1;
+            self.examined += choice.examined as u64;
+            *left = left.saturating_sub(choice.examined);
         }
         Ok(())
     }
@@ -247,6 +296,7 @@ impl Scan {
                     ids.found.push(Suffix::of(event, seq));
                 }
                 ids.looked_up += 1;
+                self.examined += 1;
                 *left -= 1;
             }
             if ids.looked_up < wanted.len() {
@@ -285,6 +335,21 @@ impl Scan {
             }
         };
         if filter.judged != Some(suffix) {
+            if let Some(also) = &filter.also
+                && slice.may_match(&filter.filter, source, suffix, hint)
+            {
+                match slice.beside(source.filter, also, suffix, filter.oldest)? {
+                    Some(found) if found == suffix => {}
+                    Some(found) => {
+                        *head = Reverse((found, number));
+                        return Ok(true);
+                    }
+                    None => {
+                        PeekMut::pop(head);
+                        return Ok(true);
+                    }
+                }
+            }
             if let Some(event) = slice.matching(&filter.filter, source, suffix, hint)? {
                 if self.last != Some(suffix) {
                     if !accept(suffix, event) {
@@ -334,31 +399,14 @@ struct Slice<'t> {
     any_vanishing: bool,
     /// One a source, opened when its turn comes.
     cursors: Vec<Option<Box<Cursor<'t>>>>,
+    /// One a filter with a range beside its sources, opened when it is asked.
+    beside: Vec<Option<Box<Cursor<'t>>>>,
     /// The record loaded last; `None` inside when it may not be served.
     loaded: Option<(Suffix, Option<EventView<'t>>)>,
 }
 
-struct Cursor<'t> {
-    range: RoRange<'t, Raw, Raw>,
-    /// Where it stands; `None` at the end of its range.
-    entry: Option<(Suffix, &'t [u8])>,
-}
-
-impl Cursor<'_> {
-    fn advance(&mut self) -> Result<(), StoreError> {
-        self.entry = match self.range.next() {
-            None => None,
-            Some(entry) => {
-                let (key, value) = entry?;
-                Some((suffix_of(key)?, value))
-            }
-        };
-        Ok(())
-    }
-}
-
 impl<'t> Slice<'t> {
-    /// The cursor of a source, at or behind `from` when it is new.
+    /// The cursor of a source, at or behind `from`.
     fn cursor(
         &mut self,
         number: u32,
@@ -367,34 +415,26 @@ impl<'t> Slice<'t> {
         to: Suffix,
     ) -> Result<&Cursor<'t>, StoreError> {
         let slot = &mut self.cursors[number as usize];
-        if slot.is_none() {
-            let tables = &self.environment.tables;
-            let table = match source.index {
-                Index::Time => tables.time,
-                Index::Author => tables.author,
-                Index::AuthorKind => tables.author_kind,
-                Index::Kind => tables.kind,
-                Index::Tag => tables.tag,
-                Index::Ids => unreachable!("ids have no table"),
-            };
-            let (mut low, mut high) = ([0; 10 + SUFFIX_BYTES], [0; 10 + SUFFIX_BYTES]);
-            let range = (
-                Bound::Included(bound(&mut low, source.prefix(), &from)),
-                Bound::Included(bound(&mut high, source.prefix(), &to)),
-            );
-            let range = table.range(self.txn, &range)?;
-            let mut cursor = Box::new(Cursor { range, entry: None });
-            cursor.advance()?;
-            *slot = Some(cursor);
-        }
-        Ok(slot.as_deref().expect("it was just put there"))
+        sought(slot, self.environment, self.txn, source, from, to)
+    }
+
+    /// The first suffix at or behind `from` in the range beside a filter's sources.
+    fn beside(
+        &mut self,
+        filter: u32,
+        also: &Source,
+        from: Suffix,
+        to: Suffix,
+    ) -> Result<Option<Suffix>, StoreError> {
+        let slot = &mut self.beside[filter as usize];
+        Ok(sought(slot, self.environment, self.txn, also, from, to)?.suffix())
     }
 
     /// Moves the cursor of a source on.
     fn advance(&mut self, number: u32) -> Result<Option<Suffix>, StoreError> {
         let cursor = self.cursors[number as usize].as_mut().expect("a judged source has a cursor");
         cursor.advance()?;
-        Ok(cursor.entry.map(|(suffix, _)| suffix))
+        Ok(cursor.suffix())
     }
 
     /// The event, if it is in the snapshot, may be served and matches.
@@ -405,8 +445,7 @@ impl<'t> Slice<'t> {
         suffix: Suffix,
         hint: &[u8],
     ) -> Result<Option<EventView<'t>>, StoreError> {
-        if suffix.seq() > self.snapshot || (source.index == Index::Tag && !may_match(filter, hint))
-        {
+        if !self.may_match(filter, source, suffix, hint) {
             return Ok(None);
         }
         let event = match self.loaded {
@@ -418,6 +457,11 @@ impl<'t> Slice<'t> {
             }
         };
         Ok(event.filter(|event| filter.matches(*event)))
+    }
+
+    /// Whether the entry leaves a chance that its event is in the snapshot and matches.
+    fn may_match(&self, filter: &Filter, source: &Source, suffix: Suffix, hint: &[u8]) -> bool {
+        suffix.seq() <= self.snapshot && (source.index != Index::Tag || fits(filter, hint))
     }
 
     fn load(&self, source: &Source, suffix: Suffix) -> Result<Option<EventView<'t>>, StoreError> {
@@ -440,16 +484,27 @@ impl<'t> Slice<'t> {
     }
 }
 
-/// Joins a prefix and a suffix into `buffer`, which holds any.
-fn bound<'b>(buffer: &'b mut [u8; 10 + SUFFIX_BYTES], prefix: &[u8], suffix: &Suffix) -> &'b [u8] {
-    let end = prefix.len() + SUFFIX_BYTES;
-    buffer[..prefix.len()].copy_from_slice(prefix);
-    buffer[prefix.len()..end].copy_from_slice(&suffix.0);
-    &buffer[..end]
+/// The cursor in `slot`, moved to or opened at the first entry at or behind `from`.
+fn sought<'c, 't>(
+    slot: &'c mut Option<Box<Cursor<'t>>>,
+    environment: &Environment,
+    txn: &'t RoTxn<'_>,
+    source: &Source,
+    from: Suffix,
+    to: Suffix,
+) -> Result<&'c Cursor<'t>, StoreError> {
+    let reached = match slot {
+        Some(cursor) => cursor.walk_to(from)?,
+        None => false,
+    };
+    if !reached {
+        *slot = Some(Box::new(Cursor::open(environment, txn, source, from, to)?));
+    }
+    Ok(slot.as_deref().expect("it was just put there"))
 }
 
 /// Whether the kind and the author's first bytes, which a tag entry carries, leave a chance.
-fn may_match(filter: &Filter, hint: &[u8]) -> bool {
+fn fits(filter: &Filter, hint: &[u8]) -> bool {
     let Some((kind, author)) = hint.split_first_chunk::<2>() else { return true };
     filter.kinds.as_ref().is_none_or(|k| k.binary_search(&u16::from_be_bytes(*kind)).is_ok())
         && filter

@@ -92,6 +92,16 @@ impl Suffix {
         Self(bytes)
     }
 
+    /// Seconds from `newer`, which it does not come before, to this.
+    pub fn seconds_behind(&self, newer: &Self) -> u64 {
+        let inverted = |suffix: &Self| {
+            let mut bytes = [0; 8];
+            bytes[3..].copy_from_slice(&suffix.0[..5]);
+            u64::from_be_bytes(bytes)
+        };
+        inverted(self) - inverted(newer)
+    }
+
     /// The suffix a key ends in; `None` when it is too short.
     pub fn ending(key: &[u8]) -> Option<Self> {
         key.last_chunk().copied().map(Self)

@@ -6,6 +6,7 @@ mod corpus;
 mod examples;
 mod maintain;
 mod open;
+mod plan;
 mod queries;
 mod repair;
 mod rules;

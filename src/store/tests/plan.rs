@@ -1,0 +1,146 @@
+//! How many index entries a query examines: the narrowest way is taken, whatever the filter's form.
+
+use crate::nostr::event::{Event, Id};
+use crate::nostr::{Filter, TagValue};
+use crate::relay::ports::Query;
+use crate::store::Store;
+use crate::store::testing::*;
+
+/// Far more than any of these queries may examine.
+const MANY: u32 = 4_000;
+
+/// What looking for the best way may take: two walks of 16 and 256 entries along three ways.
+const PLANNING: u64 = 3 * (16 + 256);
+
+/// What a filter finds, checked, and how many entries that took.
+fn examined(store: &Store, events: &[Event], filter: &Filter) -> (usize, u64) {
+    let query = Query { filters: vec![filter.clone()], limit_max: 500 };
+    let mut scan = store.scan(query).unwrap();
+    let mut found = Vec::new();
+    while !scan.is_done() {
+        let chunk = scan.slice(store, &WHOLE, 10).unwrap();
+        found.extend(chunk.events.iter().map(|json| id_of(json)));
+    }
+    assert_eq!(found, evaluate(events, std::slice::from_ref(filter), 500));
+    (found.len(), scan.examined())
+}
+
+fn tag(letter: u8, value: &str) -> (u8, Vec<TagValue>) {
+    (letter, vec![TagValue::new(value)])
+}
+
+/// One event a second.
+fn event_at(at: u32, author: u8, kind: u16, tags: &[[&str; 2]]) -> Event {
+    event(id(1, at), author, kind, u64::from(at), tags)
+}
+
+#[test]
+fn the_rarer_of_two_decides() {
+    let (popular, rare) = (hex(&key(7)), hex(&key(9)));
+    let made = |at: u32| {
+        let topic = ["t", if at % 500 == 3 { "rare" } else { "common" }];
+        let author = if at % 1_500 == 2 { 3 } else { 1 };
+        let kind = if at % 1_000 == 1 { 30 } else { 1 };
+        let person = ["p", if at % 400 == 3 { &*rare } else { &*popular }];
+        event_at(at, author, kind, &[topic, person])
+    };
+    let events: Vec<Event> = (1..MANY).map(made).collect();
+    let (store, _dir) = store();
+    apply(&store, &events, 10);
+    let of = |filter: Filter| examined(&store, &events, &filter);
+    let popular = tag(b'p', &popular);
+    let everybody: Vec<_> = (1..100).map(key).collect();
+    for (what, filter) in [
+        (
+            "an author who wrote three events, and a key that nearly all name",
+            Filter {
+                authors: Some(vec![key(3)]),
+                tags: vec![popular.clone()],
+                ..Filter::default()
+            },
+        ),
+        (
+            "a common key and a rare topic",
+            Filter { tags: vec![popular.clone(), tag(b't', "rare")], ..Filter::default() },
+        ),
+        (
+            "a rare key and a common topic",
+            Filter { tags: vec![tag(b'p', &rare), tag(b't', "common")], ..Filter::default() },
+        ),
+        (
+            "a rare kind and a common topic",
+            Filter { kinds: Some(vec![30]), tags: vec![tag(b't', "common")], ..Filter::default() },
+        ),
+        (
+            "a rare kind and many authors",
+            Filter { kinds: Some(vec![30]), authors: Some(everybody.clone()), ..Filter::default() },
+        ),
+        (
+            "the last seconds and many authors",
+            Filter {
+                since: Some(u64::from(MANY) - 5),
+                authors: Some(everybody),
+                ..Filter::default()
+            },
+        ),
+    ] {
+        let (found, examined) = of(filter);
+        assert!((2..=11).contains(&found), "{what}: {found} events");
+        // Each entry it finds is sought, and left.
+        assert!(examined <= 100, "{what}: {examined} entries");
+    }
+    // A limit ends it, however many there are.
+    let (found, examined) = of(Filter { tags: vec![popular], limit: Some(5), ..Filter::default() });
+    assert!(found == 5 && examined <= 6, "{examined} entries");
+}
+
+#[test]
+fn what_only_one_of_two_tags_has_is_leapt_over() {
+    // The newest half has one, the oldest half the other, and a few between have both.
+    let made = |at: u32| {
+        let tags: &[[&str; 2]] = match at * 20 / MANY {
+            0..10 => &[["t", "a"]],
+            10 if at.is_multiple_of(40) => &[["t", "a"], ["r", "b"]],
+            _ => &[["r", "b"]],
+        };
+        event_at(at, 1, 1, tags)
+    };
+    let events: Vec<Event> = (1..MANY).map(made).collect();
+    let (store, _dir) = store();
+    apply(&store, &events, 10);
+    let both = Filter { tags: vec![tag(b'r', "b"), tag(b't', "a")], ..Filter::default() };
+    let (found, examined) = examined(&store, &events, &both);
+    assert_eq!(found, 5);
+    assert!(examined <= PLANNING + 100, "{examined} entries");
+    // And an author beside a tag.
+    let author = Filter { authors: Some(vec![key(1)]), tags: vec![tag(b't', "a")], ..both };
+    let (found, examined) = self::examined(&store, &events, &author);
+    assert_eq!(found, 500);
+    assert!(examined <= PLANNING + 502, "{examined} entries");
+}
+
+#[test]
+fn a_query_is_planned_in_slices() {
+    let (store, _dir) = store();
+    let events: Vec<Event> = (1..MANY).map(|at| event_at(at, 1, 1, &[["t", "a"]])).collect();
+    apply(&store, &events, 10);
+    let filter = Filter {
+        kinds: Some(vec![1]),
+        tags: vec![tag(b't', "a")],
+        limit: Some(1),
+        ..Filter::default()
+    };
+    let query = Query { filters: vec![filter; 20], limit_max: 500 };
+    let mut scan = store.scan(query).unwrap();
+    let budget = crate::store::SliceBudget { entries: 256, ..WHOLE };
+    let (mut slices, mut ids): (u64, Vec<Id>) = (0, Vec::new());
+    while !scan.is_done() {
+        let before = scan.examined();
+        let chunk = scan.slice(&store, &budget, 10).unwrap();
+        assert!(scan.examined() - before <= 256 + PLANNING);
+        ids.extend(chunk.events.iter().map(|json| id_of(json)));
+        slices += 1;
+    }
+    assert_eq!(ids, [id(1, MANY - 1)]);
+    assert!(slices > 20, "{slices} slices");
+}
