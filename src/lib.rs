@@ -40,6 +40,9 @@
 //!     into one gather write; small frames are copied, large ones ride along.
 //! 11. `driver::connection`: one write in flight a socket; the next batch gathers behind it.
 //!
+//! A REQ is filed in the index, and then asks for what is stored: the shard's own newest events
+//! ([`relay::recent`]) where these are sure to hold all of it, else [`store::Readers`], slice by slice.
+//!
 //! An ephemeral event skips 6: it goes from shard to shard over the bus at once, and its `OK` says
 //! whether anybody heard it.
 //!

@@ -14,7 +14,7 @@ use rheostr::driver::record::Recording;
 use rheostr::driver::{self, Mesh};
 use rheostr::nostr::Event;
 use rheostr::nostr::event::{Fields, Kind};
-use rheostr::relay::ports::{CommitBatch, Sequence};
+use rheostr::relay::ports::{CommitBatch, Newest, Sequence};
 use rheostr::relay::shard::SUBMISSIONS_MAX;
 use rheostr::relay::{Accept, Limits, Pages, Tuning};
 use rheostr::store::{Options, Readers, RelayNames, SliceBudget, Store, Writer, WriterOptions};
@@ -111,6 +111,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
         mesh,
         store,
         last_sequence: 0,
+        newest: Newest { are_all: true, ..Newest::default() },
         submit: writer.handle(),
         read: readers.handle(),
         recording: Recording::default(),

@@ -20,7 +20,7 @@ use super::arguments::RelayArguments;
 use super::failure::Failure;
 use super::import::relay_names;
 use super::logging;
-use super::read::store_options;
+use super::read::{store_options, unix_now};
 use crate::config::memory::memory_bound;
 use crate::config::{Backend, Config};
 use crate::driver::backend::Choice;
@@ -33,8 +33,8 @@ use crate::ops::admin::{CHUNK_EVENTS_MAX, Running};
 use crate::ops::metrics::{CommitMetrics, Metrics, ShardMetrics, ShardTimes, Sources};
 use crate::ops::server::{Writes, verdict_channel};
 use crate::ops::{Listeners, Ops};
-use crate::relay::Pages;
 use crate::relay::shard::SUBMISSIONS_MAX;
+use crate::relay::{Limits, Pages};
 use crate::store::{Readers, SliceBudget, Store, Writer, WriterOptions};
 
 /// Slices waiting for a reader; a shard waits for room.
@@ -120,6 +120,9 @@ impl Relay {
         let mut sinks = mesh.sinks();
         sinks.push(Box::new(admin_sink));
         let last_sequence = store.info()?.last_sequence;
+        let Limits { recent_events_max, recent_bytes_max, .. } = config.limits;
+        let newest =
+            store.newest(recent_events_max.into(), recent_bytes_max as usize, unix_now())?;
         let commits = Arc::new(CommitMetrics::default());
         let observed = Arc::clone(&commits);
         let writer = Writer::spawn(
@@ -155,6 +158,7 @@ impl Relay {
             mesh,
             store: store.clone(),
             last_sequence,
+            newest,
             submit: writer.handle(),
             read: readers.handle(),
             observe,

@@ -250,6 +250,17 @@ pub const KEYS: &[Key] = &[
          others wait for their turn.",
     ),
     key(
+        "limits.recent_events_max",
+        Allowed::Number(0, 65_000),
+        "Stored events, the newest, that every shard has at hand; stored queries that these answer whole \
+         wait for no reader. 0 = none.",
+    ),
+    key(
+        "limits.recent_bytes_max",
+        Allowed::Number(0, 1_024 * MIB),
+        "Bytes of their records, which all shards share.",
+    ),
+    key(
         "limits.outbox_messages_max",
         Allowed::Number(1, 100_000),
         "Frames waiting in one connection's subscription stream; a stored query pauses there.",

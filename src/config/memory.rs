@@ -40,6 +40,9 @@ const CONNECTION_BYTES: u64 = 1_024;
 /// A client's entry in the table of addresses, which may be at most half full after it has grown, and
 /// the connection's place in it.
 const ADDRESS_BYTES: u64 = 96;
+/// What a shard keeps of one of the newest events beside its record, and counts over all of them.
+const RECENT_EVENT_BYTES: u64 = 56;
+const RECENT_COUNTS_BYTES: u64 = 256 << 10;
 /// Keys and dedupe of one shard, and 16 MiB of empty batches.
 const SHARD_BYTES: u64 = 20 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.
@@ -78,6 +81,11 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let queries = subscriptions.min(limits.connection_queries_max.into());
     let store = &config.store;
     let shards = config.shard_count() as u64;
+    // Shards that are a commit apart hold what came with it beside what it pushed out.
+    let recent = u64::from(limits.recent_bytes_max)
+        + u64::from(store.batch_bytes_max)
+        + shards * u64::from(limits.recent_events_max) * RECENT_EVENT_BYTES
+        + shards * RECENT_COUNTS_BYTES;
     let (window, deflate) = deflate_bytes(config.deflate, message);
     let receive = match tuning.receive {
         Receive::Poll => 0,
@@ -105,6 +113,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("shards", shards * (SHARD_BYTES + u64::from(tuning.scratch_bytes))),
             ("compression", shards * deflate),
             ("readers", config.reader_count() as u64 * READER_BYTES),
+            ("newest events", recent),
             ("commit", 2 * u64::from(store.batch_bytes_max)),
             ("live events", shards * (u64::from(limits.live_bytes_max) + message)),
             ("submitted events", shards * (bytes(SUBMISSION_BYTES_MAX) + message)),

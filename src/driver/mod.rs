@@ -30,7 +30,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::relay::counters::Counters;
-use crate::relay::ports::{CommitBatch, Sequence};
+use crate::relay::ports::{CommitBatch, Newest, Sequence};
 use crate::relay::shard::SUBMISSIONS_MAX;
 use crate::relay::timings::Timings;
 use crate::relay::{Accept, Limits, Pages, Proxies, Setup, Shard, Tuning};
@@ -151,6 +151,8 @@ pub struct Config {
     pub store: Store,
     /// The last sequence number in use before the writer's first commit.
     pub last_sequence: Sequence,
+    /// The newest events of the store before that commit.
+    pub newest: Newest,
     /// The writer's queue; has room for [`SUBMISSIONS_MAX`] a shard.
     pub submit: WriterHandle,
     /// The readers' queue.
@@ -215,6 +217,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
     )
     .map_err(|error| StartError::Listen { address: config.listen, error })?;
     let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
+    let newest = Arc::new(config.newest);
     let cores = cores();
     let mut threads = Vec::with_capacity(shards);
     let running =
@@ -231,10 +234,12 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             proxies: config.proxies.clone(),
             hash_seed: RandomState::new().hash_one(number),
         };
+        let newest = newest.clone();
         let captures = config.recording.capture.is_some();
         let parts = Parts {
             core: Box::new(move || {
-                let core = Shard::new(setup).from_sequence(config.last_sequence);
+                let core =
+                    Shard::new(setup).from_sequence(config.last_sequence).remembering(&newest);
                 if captures { core.capturing() } else { core }
             }),
             number,

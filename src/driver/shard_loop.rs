@@ -535,6 +535,12 @@ impl<B: Backend> ShardLoop<B> {
     }
 
     fn start_scan(&self, key: ScanKey, query: Query) {
+        let now = self.now.get();
+        let recalled = self.core.borrow_mut().recall(key, &query, now);
+        if let Some(chunk) = recalled {
+            self.core.borrow_mut().handle_chunk(key, chunk, now);
+            return;
+        }
         let Some(filed_at) = self.core.borrow().filed_at(key) else { return };
         let begun = self.queries.borrow_mut().begin(key, query, filed_at);
         if let Err(error) = begun {

@@ -147,6 +147,9 @@ metrics! {
         events_mute: Counter "events" ("result", "rejected") ("reason", "mute"), "Ephemeral events nobody heard.";
         events_verified: Counter "events_verified", "Events whose signature has been looked at.";
         reqs: Counter "reqs", "REQs taken.";
+        scans_recalled: Counter "scans_recalled", "Stored queries answered from the newest events, which shards have at hand.";
+        recent_events: Gauge "recent_events", "The newest stored events at hand.";
+        recent_bytes: Gauge "recent_bytes", "Bytes of their records, which all shards share.";
         subscriptions: Gauge "subscriptions", "Open subscriptions.";
         index_filters: Gauge "index_filters", "Filters of open subscriptions.";
         index_keys: Gauge "index_keys", "Values those filters are filed under.";

@@ -51,6 +51,12 @@ pub struct Counters {
 
     /// REQs taken.
     pub reqs: u64,
+    /// Stored queries answered from the newest events.
+    pub scans_recalled: u64,
+    /// Gauge: the newest events at hand.
+    pub recent_events: u64,
+    /// Gauge: bytes of their records, which other shards share.
+    pub recent_bytes: u64,
     /// Gauge: subscriptions now.
     pub subscriptions: u64,
     /// Gauge: filters in the index of subscriptions.

@@ -34,6 +34,11 @@ pub struct Limits {
     /// Stored queries of one connection under way at once, each with a slice of what it found; the others
     /// wait for their turn.
     pub connection_queries_max: u32,
+    /// Stored events, the newest, that every shard has at hand; stored queries that these answer whole wait
+    /// for no reader. 0 = none.
+    pub recent_events_max: u16,
+    /// Bytes of their records, which all shards share.
+    pub recent_bytes_max: u32,
     /// Frames waiting in one connection's subscription stream; a stored scan pauses there.
     pub outbox_messages_max: u32,
     /// Bytes waiting in one connection's subscription stream.
@@ -81,6 +86,8 @@ impl Default for Limits {
             filter_values_max: 10_000,
             filter_limit_max: 5_000,
             connection_queries_max: 8,
+            recent_events_max: 16_384,
+            recent_bytes_max: 32 << 20,
             outbox_messages_max: 100,
             outbox_bytes_max: 1 << 20,
             replies_max: 512,

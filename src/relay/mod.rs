@@ -22,6 +22,7 @@ mod planted;
 pub mod policy;
 pub mod ports;
 mod receive;
+pub mod recent;
 #[cfg(test)]
 mod scenarios;
 pub mod session;

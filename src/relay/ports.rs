@@ -87,6 +87,15 @@ pub struct Vanished {
     pub up_to: u64,
 }
 
+/// The newest events of a store as it is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Newest {
+    /// With their sequence numbers; newest first, lowest id first on a tie.
+    pub events: Vec<(Sequence, Event)>,
+    /// Nothing else is stored.
+    pub are_all: bool,
+}
+
 /// A stored query: the filters of one REQ.
 #[derive(Clone, Debug)]
 pub struct Query {

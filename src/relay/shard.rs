@@ -21,7 +21,10 @@ use super::client::Proxies;
 use super::counters::Counters;
 use super::limits::Limits;
 use super::planted::{Bug, planted};
-use super::ports::{CommitBatch, Origin, Query, Sequence, Submission, Ticket, Verdict};
+use super::ports::{
+    Chunk, CommitBatch, Newest, Origin, Query, Sequence, Submission, Ticket, Verdict,
+};
+use super::recent::Recent;
 use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Phase, Session, Subscription,
 };
@@ -196,6 +199,7 @@ pub struct Shard {
     pub(super) generation: u32,
     /// The last sequence number whose commit has been handled.
     pub(super) last_sequence: Sequence,
+    pub(super) recent: Recent,
     pub(super) stopping: bool,
     pub(super) live_bytes: LiveBytes,
     pub(super) tide: Tide,
@@ -210,8 +214,10 @@ impl Shard {
     /// A shard with no connection.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
+        let Limits { recent_events_max, recent_bytes_max, .. } = *setup.limits;
         Self {
             index: SubscriptionIndex::new(setup.hash_seed),
+            recent: Recent::new(recent_events_max, recent_bytes_max),
             setup,
             sessions: Slab::new(),
             subscriptions: Slab::new(),
@@ -244,6 +250,13 @@ impl Shard {
         Self { last_sequence, ..self }
     }
 
+    /// Tells the newest events of the store before that commit.
+    #[must_use]
+    pub fn remembering(mut self, newest: &Newest) -> Self {
+        self.recent.begin(newest);
+        self
+    }
+
     /// Keeps what clients say from now on, for [`Shard::take_captured`].
     #[must_use]
     pub fn capturing(self) -> Self {
@@ -264,6 +277,8 @@ impl Shard {
         counters.index_filters = self.index.len() as u64;
         counters.index_keys = self.index.keys() as u64;
         counters.submissions_waiting = self.pending.len() as u64;
+        let (events, bytes) = self.recent.held();
+        (counters.recent_events, counters.recent_bytes) = (events as u64, bytes as u64);
         counters.live_bytes = self.live_bytes.get() as u64;
         let settled = counters.delivered_live + counters.suppressed_live + counters.abandoned_live;
         counters.live_waiting = counters.matched_live.saturating_sub(settled);
@@ -429,6 +444,7 @@ impl Shard {
         now: Now,
     ) -> Option<usize> {
         if from == 0 {
+            self.recent.forget(batch);
             for (ticket, verdict) in &batch.verdicts {
                 if ticket.origin == self.setup.origin {
                     self.handle_verdict(*ticket, verdict, batch.durable_us);
@@ -446,6 +462,7 @@ impl Shard {
             events += u64::from(matched > 0);
             deliveries += self.worked() - worked;
             self.last_sequence = self.last_sequence.max(*sequence);
+            self.recent.keep(*sequence, event, batch);
         }
         if events > 0 {
             self.timings.enqueue.observe(batch.durable_us, self.turn_us, events);
@@ -454,6 +471,17 @@ impl Shard {
             self.last_sequence = self.last_sequence.max(batch.last_sequence);
         }
         next
+    }
+
+    /// The whole result of a stored query, from the newest events; `None` when it is the store's to give.
+    /// The answer goes to [`Shard::handle_chunk`].
+    pub fn recall(&mut self, scan: ScanKey, query: &Query, now: Now) -> Option<Chunk> {
+        let snapshot = self.filed_at(scan)?;
+        let Query { filters, limit_max } = query;
+        let events = self.recent.answer(filters, *limit_max, snapshot, now.unix_s)?;
+        let events = events.into_iter().map(Event::json).collect();
+        self.counters.scans_recalled += 1;
+        Some(Chunk { snapshot, events, done: true, failed: None })
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict, durable_us: u64) {

@@ -1,14 +1,16 @@
-//! All events by time, for export and backup.
+//! All events by time, for export and backup; the newest, for shards to have at hand.
 
 use std::ops::{Bound, ControlFlow};
+
+use bytes::Bytes;
 
 use super::environment::Environment;
 use super::error::StoreError;
 use super::schema::{CREATED_AT_MAX, Suffix};
 use super::transaction::suffix_of;
 use super::{Store, visible};
-use crate::nostr::EventView;
-use crate::relay::ports::Sequence;
+use crate::nostr::{Event, EventView};
+use crate::relay::ports::{Newest, Sequence};
 
 /// Bytes of records copied out before the transaction is dropped; one record may be larger.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -72,6 +74,39 @@ impl Store {
                 return Ok(visited);
             }
         }
+    }
+}
+
+impl Store {
+    /// The newest visible events: `events_max` at most, whose records have `bytes_max` bytes at most.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn newest(
+        &self,
+        events_max: usize,
+        bytes_max: usize,
+        now: u64,
+    ) -> Result<Newest, StoreError> {
+        let environment = self.environment()?;
+        let txn = environment.env.read_txn()?;
+        let mut newest = Newest { are_all: true, ..Newest::default() };
+        let mut bytes = 0;
+        for entry in environment.tables.time.iter(&txn)? {
+            let sequence = suffix_of(entry?.0)?.seq();
+            let event = environment.indexed(&txn, sequence)?;
+            if !visible::is_visible(&environment, &txn, event, now)? {
+                continue;
+            }
+            bytes += event.record().len();
+            if newest.events.len() == events_max || bytes > bytes_max {
+                newest.are_all = false;
+                break;
+            }
+            let record = Bytes::copy_from_slice(event.record());
+            newest.events.extend(Event::from_record(record).map(|event| (sequence, event)));
+        }
+        Ok(newest)
     }
 }
 

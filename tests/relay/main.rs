@@ -44,6 +44,7 @@ mod metrics;
 mod nip01;
 mod nip01_more;
 mod nostr_sdk;
+mod recent;
 mod submits;
 mod support;
 mod trace;

@@ -46,8 +46,11 @@ fn every_family_moves_with_the_traffic() {
     // Six listeners stand on both shards; each hears the one event that is stored.
     let author = Author::new(1);
     let mut listeners: Vec<Client> = (0..6).map(|_| server.connect()).collect();
-    for listener in &mut listeners {
-        listener.req("s", &[Filter::default().authors([author.hex()])]);
+    for (n, listener) in (0..).zip(&mut listeners) {
+        let mut filters = vec![Filter::default().authors([author.hex()])];
+        // The store is asked by one of them; for the others all that is stored is at hand.
+        filters.extend((n == 0).then(|| Filter::default().ids([&*"0".repeat(64)])));
+        listener.req("s", &filters);
         assert_eq!(listener.stored("s"), []);
     }
     let note = author.note(now(), "heard");
@@ -68,7 +71,9 @@ fn every_family_moves_with_the_traffic() {
     });
     let events = ["stored", "duplicate", "bad_signature", "mute", "malformed"];
     assert_eq!(events.map(|reason| counts.of("events", reason)), [1; 5]);
-    assert_eq!(counts.get("req_eose_seconds_count"), 6);
+    assert_eq!((counts.get("req_eose_seconds_count"), counts.get("scans_recalled")), (6, 5));
+    assert_eq!(counts.get("recent_events"), 2, "the one that is stored, on each shard");
+    assert!(counts.get("recent_bytes") > 2 * 64);
     assert_eq!(counts.of("fanout_latency_seconds_count", "commit"), 1, "of the one that is stored");
     assert_eq!(counts.of("fanout_latency_seconds_count", "enqueue"), 2, "on each shard");
     assert!(counts.get("commit_seconds_count") >= 1);

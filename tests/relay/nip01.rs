@@ -9,8 +9,12 @@ use crate::support::{Answer, Author, Client, Draft, Event, Filter, Launch, Serve
 /// Runs each function as a test on one shard and on two.
 macro_rules! on_one_and_two_shards {
     ($($name:ident),+ $(,)?) => {
+        // One that asks the store for all it serves, and two with the newest events at hand.
         mod one_shard {
-            $(#[test] fn $name() { super::$name(crate::support::Launch::default().shards(1)); })+
+            $(#[test] fn $name() {
+                let launch = crate::support::Launch::default().shards(1);
+                super::$name(launch.set("limits.recent_events_max", 0));
+            })+
         }
         mod two_shards {
             $(#[test] fn $name() { super::$name(crate::support::Launch::default().shards(2)); })+

@@ -18,6 +18,7 @@ seen! {
     ReadPaused: "a reader pauses: no reply slot is free",
     ReadResumed: "a paused reader goes on",
     ScanUnbegun: "a stored query waits for others of its connection",
+    ScanRecalled: "the newest events are all of a stored query's result",
     ScanPaused: "a stored query waits: the outbox is at high water",
     ScanResumed: "a stored query goes on",
     ScanFailed: "a stored query fails",

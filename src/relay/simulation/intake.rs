@@ -195,7 +195,22 @@ impl Node {
         }
     }
 
-    pub fn start_scan(&mut self, key: ScanKey, query: Query) {
+    pub fn start_scan(&mut self, key: ScanKey, query: Query, log: &Log, now: Now) {
+        let stops = self.scans_stop_where_filed;
+        if let Some(chunk) = stops.then(|| self.core.recall(key, &query, now)).flatten() {
+            self.seen.note(Seen::ScanRecalled);
+            let max = usize::try_from(query.limit_max).expect("small");
+            let result = log.query(chunk.snapshot, &query.filters, max);
+            let json = |note: &NoteIndex| pool()[*note].json.as_bytes();
+            assert!(chunk.events.iter().eq(result.iter().map(json)), "the newest events are all");
+            if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
+                assert_eq!(result, log.wished(chunk.snapshot, &sub.wishes, max), "as it is asked");
+                (sub.snapshot, sub.read) = (Some(chunk.snapshot), result.len());
+                sub.stored = result;
+            }
+            assert!(self.core.handle_chunk(key, chunk, now), "it has just begun");
+            return;
+        }
         let up_to = self.core.filed_at(key).filter(|_| self.scans_stop_where_filed);
         let state = ScanState { query, up_to, left: None };
         assert!(self.scans.insert(key, state).is_none(), "a query starts once");

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::coverage::{Coverage, Seen};
 use super::expect::{End, NAMES};
 use super::intake::{BusMessage, Hearing, ScanState};
-use super::model::{NoteIndex, Rng, Trace, note_of, pool};
+use super::model::{Log, NoteIndex, Rng, Trace, note_of, pool};
 use super::socket::{Farewell, Socket};
 use crate::nostr::Event;
 use crate::relay::client::CLIENT;
@@ -470,7 +470,7 @@ impl Node {
     }
 
     /// Carries out what the core decided.
-    pub fn act(&mut self, now: Now) -> Vec<Outgoing> {
+    pub fn act(&mut self, log: &Log, now: Now) -> Vec<Outgoing> {
         let mut out = Vec::new();
         while let Some(effect) = self.core.poll_effect() {
             self.trace.add(std::mem::discriminant(&effect));
@@ -493,7 +493,7 @@ impl Node {
                 }
                 Effect::StartScan(key, query) => {
                     self.trace.add(key);
-                    self.start_scan(key, query);
+                    self.start_scan(key, query, log, now);
                 }
                 Effect::ResumeScan(key) => {
                     self.trace.add(key);

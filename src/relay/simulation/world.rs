@@ -52,6 +52,8 @@ fn random_limits(rng: &mut Rng) -> Limits {
         subscriptions_max: rng.pick(&[2, 4, 8]),
         filter_limit_max: rng.pick(&[5, 20, 500]),
         connection_queries_max: rng.pick(&[1, 2, 8]),
+        recent_events_max: rng.pick(&[0, 2, 10, 1_000]),
+        recent_bytes_max: rng.pick(&[3_000, 1 << 20]),
         outbox_messages_max: rng.pick(&[1, 2, 5, 20]),
         outbox_bytes_max: rng.pick(&[600, 3_000, 1 << 20]),
         replies_max: rng.pick(&[1, 2, 5, 50]),
@@ -215,7 +217,7 @@ impl World {
 
     /// Carries out a shard's effects.
     fn act(&mut self, at: usize) {
-        for outgoing in self.nodes[at].act(self.now) {
+        for outgoing in self.nodes[at].act(&self.log, self.now) {
             match outgoing {
                 Outgoing::Submit(submission) => self.submitted.push_back(submission),
                 Outgoing::Publish { token, event } => {

@@ -4,8 +4,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::nostr::Event;
+use crate::nostr::Filter;
 use crate::nostr::event::Id;
-use crate::relay::ports::Verdict;
+use crate::relay::ports::{CommitBatch, Verdict};
+use crate::relay::recent::Recent;
 use crate::store::testing::*;
 
 /// An event of small domains; references are resolved when all ids are known.
@@ -88,6 +90,20 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec((batch, 0..2u64, any::<bool>()), 1..12)
 }
 
+/// What a shard makes of a commit.
+fn follow(recent: &mut Recent, batch: &CommitBatch) {
+    recent.forget(batch);
+    for (sequence, event) in &batch.stored {
+        recent.keep(*sequence, event, batch);
+    }
+}
+
+/// The ids of the newest events, if these are all among those at hand.
+fn recalled(recent: &Recent, limit: u64, now: u64) -> Option<Vec<Id>> {
+    let events = recent.answer(&[Filter::default()], limit, u64::MAX, now)?;
+    Some(events.into_iter().map(|event| *event.view().id()).collect())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -101,27 +117,42 @@ proptest! {
         let events = build(&specs);
         let mut now = 7;
         let mut last_sequence = 0;
+        let [mut few, mut all] = [4, 1000].map(|most| Recent::new(most, 1 << 20));
         for (batch, pause, maintain) in &steps {
             now += pause;
             let batch: Vec<Event> = batch.iter().map(|n| n.get(&events).clone()).collect();
             let expected: Vec<Verdict> = batch.iter().map(|e| model.arrive(e, now)).collect();
             let committed = apply(&store, &batch, now);
-            let got: Vec<Verdict> = committed.verdicts.into_iter().map(|(_, v)| v).collect();
+            let got: Vec<Verdict> = committed.verdicts.iter().map(|(_, v)| v.clone()).collect();
             prop_assert_eq!(got, expected);
+            [&mut few, &mut all].into_iter().for_each(|recent| follow(recent, &committed));
             for (seq, _) in &committed.stored {
                 prop_assert_eq!(*seq, last_sequence + 1);
                 last_sequence = *seq;
             }
             prop_assert_eq!(committed.last_sequence, last_sequence);
             if *maintain {
-                store.maintain(now, 1).unwrap();
+                let erased = store.maintain(now, 1).unwrap().erased;
+                let erasure = CommitBatch { erased, ..CommitBatch::default() };
+                [&mut few, &mut all].into_iter().for_each(|recent| follow(recent, &erasure));
             }
-            let expected = evaluate(&model.visible(now), &[crate::nostr::Filter::default()], 1000);
+            let expected = evaluate(&model.visible(now), &[Filter::default()], 1000);
+            prop_assert_eq!(recalled(&all, 1000, now), Some(expected.clone()));
+            let mut opened = Recent::new(4, 1 << 20);
+            opened.begin(&store.newest(4, 1 << 20, now).unwrap());
+            for limit in [1, 4, 1000] {
+                let first: Vec<Id> = expected.iter().copied().take(limit).collect();
+                let is_here = limit <= 4 || expected.len() <= 4;
+                let answer = recalled(&opened, limit as u64, now);
+                prop_assert_eq!(answer, is_here.then(|| first.clone()));
+                let few = recalled(&few, limit as u64, now);
+                prop_assert!(few.is_none_or(|few| few == first));
+            }
             prop_assert_eq!(visible_ids(&store, now), expected);
             assert_sound(&store);
         }
         while store.maintain(now, 2).unwrap().more {}
-        let expected = evaluate(&model.visible(now), &[crate::nostr::Filter::default()], 1000);
+        let expected = evaluate(&model.visible(now), &[Filter::default()], 1000);
         prop_assert_eq!(store.info().unwrap().events, expected.len() as u64);
         prop_assert_eq!(visible_ids(&store, now), expected);
         assert_sound(&store);
