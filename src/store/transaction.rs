@@ -202,9 +202,14 @@ impl<'e> Transaction<'e> {
 
     fn put_id(&mut self, id: &Id, seq: Sequence) -> Result<(), StoreError> {
         let table = self.environment.tables.id;
+        let seq = short(seq);
         // The prefix belongs to whoever came first.
-        let key = if table.get(&self.txn, &id[..16])?.is_some() { &id[..] } else { &id[..16] };
-        Ok(table.put(&mut self.txn, key, &short(seq))?)
+        match table.put_with_flags(&mut self.txn, PutFlags::NO_OVERWRITE, &id[..16], &seq) {
+            Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => {
+                Ok(table.put(&mut self.txn, id, &seq)?)
+            }
+            put => Ok(put?),
+        }
     }
 
     fn delete_id(&mut self, id: &Id, seq: Sequence) -> Result<(), StoreError> {
