@@ -132,6 +132,10 @@ pub struct ImportArguments {
     /// Trust the signatures (ids are checked all the same)
     #[arg(long)]
     pub no_verify: bool,
+    /// Only read and check the lines, and count as imported what has nothing against it but perhaps the
+    /// store, which is not opened
+    #[arg(long)]
+    pub dry_run: bool,
     /// End with one JSON object on standard output:
     /// {"read","imported","duplicate","superseded","rejected","seconds"}
     #[arg(long)]

@@ -1,4 +1,7 @@
 //! `import`: JSON lines into the store, by itself or through the relay that runs on it.
+//!
+//! Memory is bounded by what is in flight between the threads of `lines`, one batch, and the pages that
+//! a transaction of as many events touches.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,12 +14,12 @@ use serde::Serialize;
 
 use super::arguments::ImportArguments;
 use super::failure::Failure;
-use super::lines::{Chunk, read_events};
+use super::lines::{CHUNK_LINES_MAX, Chunk, read_events};
 use super::output::Output;
 use super::read::{configure, store_options, unix_now};
 use crate::config::Config;
 use crate::nostr::Event;
-use crate::ops::admin::{Client, Import};
+use crate::ops::admin::{CHUNK_EVENTS_MAX, Client, Import};
 use crate::relay::ports::{Submission, Ticket, Verdict};
 use crate::store::{RelayNames, Store, StoreError};
 
@@ -25,15 +28,29 @@ const REJECTED_NAMED_MAX: u64 = 20;
 
 const READ_BUFFER_BYTES: usize = 1 << 20;
 
+/// Lines of one transaction: ten times a relay's, whose clients wait for it. The more there are, the more
+/// of them share a page that has to be written.
+const BATCH_LINES_MAX: usize = 10_000;
+/// Bytes of a batch's lines, but for its last chunk.
+const BATCH_BYTES_MAX: u64 = 32 << 20;
+
 /// Runs the command.
 pub fn run(arguments: &ImportArguments) -> Result<(), Failure> {
     let config = configure(&arguments.store)?;
     let (input, bytes) = open(&arguments.file)?;
-    let mut target = Target::open(&config)?;
+    let mut target = if arguments.dry_run { Target::Nothing } else { Target::open(&config)? };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let mut tally = Tally::new(bytes);
     let verify = config.verify && !arguments.no_verify;
-    read_events(input, verify, workers, |chunk| tally.take(chunk, &mut target))?;
+    let mut batch = Batch::default();
+    read_events(input, verify, workers, |chunk| {
+        batch.add(chunk);
+        if !batch.has_room(target.batch_lines_max()) {
+            tally.take(std::mem::take(&mut batch), &mut target)?;
+        }
+        Ok::<_, Failure>(())
+    })?;
+    tally.take(batch, &mut target)?;
     tally.finish(arguments.json)
 }
 
@@ -55,6 +72,8 @@ enum Target {
     Store(Store, RelayNames),
     /// A relay does.
     Relay(Import),
+    /// Nobody is to: a dry run.
+    Nothing,
 }
 
 impl Target {
@@ -69,7 +88,15 @@ impl Target {
         }
     }
 
-    /// Stores a chunk; returns when it is durable, with the verdicts in order.
+    /// What [`Target::store`] may be given at once.
+    fn batch_lines_max(&self) -> usize {
+        match self {
+            Self::Store(..) | Self::Nothing => BATCH_LINES_MAX,
+            Self::Relay(_) => CHUNK_EVENTS_MAX,
+        }
+    }
+
+    /// Stores a batch; returns when it is durable, with the verdicts in order.
     fn store(&mut self, events: Vec<Event>) -> Result<Vec<Verdict>, Failure> {
         match self {
             Self::Store(store, names) => {
@@ -81,6 +108,7 @@ impl Target {
                 Ok(committed.verdicts.into_iter().map(|(_, verdict)| verdict).collect())
             }
             Self::Relay(import) => Ok(import.store(&events)?),
+            Self::Nothing => Ok(vec![Verdict::Stored; events.len()]),
         }
     }
 }
@@ -88,6 +116,42 @@ impl Target {
 /// What the relay is called, for requests to vanish.
 pub fn relay_names(config: &Config) -> RelayNames {
     RelayNames::new((!config.relay_url.is_empty()).then_some(&config.relay_url))
+}
+
+/// What is stored together.
+#[derive(Default)]
+struct Batch {
+    events: Vec<Event>,
+    /// The number of each event's line.
+    numbers: Vec<u64>,
+    /// Other lines, and what is wrong with them.
+    refused: Vec<(u64, &'static str)>,
+    /// Bytes of input.
+    bytes: u64,
+}
+
+impl Batch {
+    fn add(&mut self, chunk: Chunk) {
+        self.bytes += chunk.bytes;
+        for (number, outcome) in chunk.lines {
+            match outcome {
+                Ok(event) => {
+                    self.numbers.push(number);
+                    self.events.push(event);
+                }
+                Err(reason) => self.refused.push((number, reason)),
+            }
+        }
+    }
+
+    fn lines(&self) -> usize {
+        self.events.len() + self.refused.len()
+    }
+
+    /// Whether another chunk may be added.
+    fn has_room(&self, lines_max: usize) -> bool {
+        self.lines() + CHUNK_LINES_MAX <= lines_max && self.bytes < BATCH_BYTES_MAX
+    }
 }
 
 /// The object `--json` ends with. `read` is the sum of the four below it.
@@ -118,33 +182,22 @@ impl Tally {
         }
     }
 
-    /// Stores a chunk and counts what became of its lines.
-    fn take(&mut self, chunk: Chunk, target: &mut Target) -> Result<(), Failure> {
-        let mut numbers = Vec::with_capacity(chunk.lines.len());
-        let mut events = Vec::with_capacity(chunk.lines.len());
-        let mut outcomes: Vec<(u64, Result<(), &'static str>)> = Vec::new();
-        self.counts.read += chunk.lines.len() as u64;
-        for (number, outcome) in chunk.lines {
-            match outcome {
-                Ok(event) => {
-                    numbers.push(number);
-                    events.push(event);
-                }
-                Err(reason) => outcomes.push((number, Err(reason))),
-            }
-        }
+    /// Stores a batch and counts what became of its lines.
+    fn take(&mut self, batch: Batch, target: &mut Target) -> Result<(), Failure> {
+        self.counts.read += batch.lines() as u64;
+        let Batch { events, numbers, mut refused, bytes } = batch;
         if !events.is_empty() {
             for (number, verdict) in numbers.into_iter().zip(target.store(events)?) {
-                outcomes.push((number, self.count(verdict)?));
+                if let Err(reason) = self.count(verdict)? {
+                    refused.push((number, reason));
+                }
             }
         }
-        outcomes.sort_unstable_by_key(|(number, _)| *number);
-        for (number, outcome) in outcomes {
-            if let Err(reason) = outcome {
-                self.reject(number, reason);
-            }
+        refused.sort_unstable_by_key(|(number, _)| *number);
+        for (number, reason) in refused {
+            self.reject(number, reason);
         }
-        self.bar.inc(chunk.bytes);
+        self.bar.inc(bytes);
         self.bar.set_message(format!("{} events, {:.0}/s", self.counts.read, self.rate()));
         Ok(())
     }

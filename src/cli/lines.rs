@@ -12,15 +12,16 @@ use std::io::{self, BufRead};
 use std::thread::{self, ScopedJoinHandle};
 
 use crate::nostr::{Candidate, Event, KindClass, MessageReader, VerifiedEvent, Verifier};
-use crate::ops::admin::LINE_BYTES_MAX;
+use crate::ops::admin::{CHUNK_EVENTS_MAX, LINE_BYTES_MAX};
 use crate::ops::line::read_line;
 
-/// Lines of one chunk: one commit.
-const CHUNK_LINES_MAX: usize = 1_000;
+/// Lines of one chunk: what a relay's admin socket takes at once.
+pub const CHUNK_LINES_MAX: usize = CHUNK_EVENTS_MAX;
 /// Bytes of one chunk, but for its last line.
-const CHUNK_BYTES_MAX: usize = 4 << 20;
-/// Chunks read and not yet taken by the caller, for each worker.
-const CHUNKS_PER_WORKER: usize = 3;
+const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// Chunks read and not yet taken by the caller, for each worker: work for as long as a commit of
+/// ten thousand events may take.
+const CHUNKS_PER_WORKER: usize = 8;
 
 /// What became of one line.
 pub type Outcome = Result<Event, &'static str>;
