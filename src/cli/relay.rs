@@ -29,7 +29,7 @@ use crate::driver::places::Places;
 use crate::driver::record::Recording;
 use crate::driver::{self, Mesh, Observe};
 use crate::nostr::nip11;
-use crate::ops::admin::{CHUNK_EVENTS_MAX, Running};
+use crate::ops::admin::Running;
 use crate::ops::metrics::{CommitMetrics, Metrics, ShardMetrics, ShardTimes, Sources};
 use crate::ops::server::{Writes, verdict_channel};
 use crate::ops::{Listeners, Ops};
@@ -272,8 +272,8 @@ impl Relay {
 fn writer_options(config: &Config, shards: usize) -> WriterOptions {
     let size = |bytes: u32| usize::try_from(bytes).expect("32 bits");
     WriterOptions {
-        // Room for all that the shards and the admin socket may have outstanding: neither waits.
-        queue_capacity: shards * SUBMISSIONS_MAX + CHUNK_EVENTS_MAX,
+        // Room for all that the shards may have outstanding, and the admin socket's one chunk: neither waits.
+        queue_capacity: shards * SUBMISSIONS_MAX + 1,
         batch_events_max: size(config.store.batch_events_max),
         batch_bytes_max: size(config.store.batch_bytes_max),
         ..WriterOptions::default()

@@ -102,10 +102,11 @@ impl Writes {
         let first = self.next_token;
         self.next_token += events.len() as u64;
         let mut verdicts: Vec<Option<Verdict>> = vec![None; events.len()];
-        for (token, event) in (first..).zip(events) {
-            let ticket = Ticket { origin: self.origin, token };
-            self.writer.submit_blocking(Submission { event, ticket }).map_err(|_| SHUTTING_DOWN)?;
-        }
+        let ticket = |token| Ticket { origin: self.origin, token };
+        let submit = |(token, event)| Submission { event, ticket: ticket(token) };
+        // Together: one by one each wakes the writer, which commits it alone if it is idle.
+        let submissions = (first..).zip(events).map(submit).collect();
+        self.writer.submit_blocking(submissions).map_err(|_| SHUTTING_DOWN)?;
         let mut missing = verdicts.len();
         while missing > 0 {
             let (token, verdict) = self

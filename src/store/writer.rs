@@ -122,14 +122,15 @@ impl WriterHandle {
         self.queue.try_send(Work::Store(submissions)).map_err(|error| returned(error.into_inner()))
     }
 
-    /// Submits an event as soon as the queue has room, for threads that may block.
+    /// As [`WriterHandle::try_submit`], as soon as the queue has room: for threads that may block.
     ///
     /// # Errors
-    /// The submission comes back when the writer is closed.
-    pub fn submit_blocking(&self, submission: Submission) -> Result<(), Submission> {
-        self.queue
-            .send(Work::Store(vec![submission]))
-            .map_err(|error| returned(error.into_inner()).pop().expect("what was sent"))
+    /// The submissions come back when the writer is closed.
+    pub fn submit_blocking(&self, submissions: Vec<Submission>) -> Result<(), Vec<Submission>> {
+        if submissions.is_empty() {
+            return Ok(());
+        }
+        self.queue.send(Work::Store(submissions)).map_err(|error| returned(error.into_inner()))
     }
 
     /// Erases events, as [`Store::erase`] does, between two batches, and publishes that; answers how many

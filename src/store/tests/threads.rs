@@ -50,7 +50,7 @@ fn every_submission_is_answered_in_order_by_every_sink_also_when_closing() {
     let (writer, sinks, stats) = writer(&store, options);
     let handle = writer.handle();
     for n in 0..250 {
-        handle.submit_blocking(submission(n)).unwrap();
+        handle.submit_blocking(vec![submission(n)]).unwrap();
     }
     for first in (250..500).step_by(10) {
         handle.try_submit((first..first + 10).map(submission).collect()).unwrap();
@@ -88,7 +88,7 @@ fn batches_end_at_bytes_and_puts_too() {
     ] {
         let (writer, [sink, _other], _) = writer(&store, options);
         for n in 0..100 {
-            writer.handle().submit_blocking(submission(n)).unwrap();
+            writer.handle().submit_blocking(vec![submission(n)]).unwrap();
         }
         writer.close();
         assert!(sink.drain().all(|batch| batch.verdicts.len() <= 2));
@@ -104,7 +104,7 @@ fn a_batch_that_cannot_be_stored_is_answered_and_the_writer_goes_on() {
     let mut huge = submission(0);
     huge.event = event(id(1, 0), 1, 1, 100, &[["x", &"x".repeat(2 << 20)]]);
     for submission in [submission(1), huge, submission(2)] {
-        writer.handle().submit_blocking(submission).unwrap();
+        writer.handle().submit_blocking(vec![submission]).unwrap();
         let batch = sink.recv_timeout(Duration::from_secs(10)).unwrap();
         let (ticket, verdict) = &batch.verdicts[0];
         match ticket.token {
@@ -206,11 +206,11 @@ fn what_is_erased_at_somebodys_word_is_published_between_two_commits() {
     let (store, _dir) = store();
     let (writer, [sink, _other], _) = writer(&store, WriterOptions::default());
     let handle = writer.handle();
-    handle.submit_blocking(submission(1)).unwrap();
-    handle.submit_blocking(submission(2)).unwrap();
+    handle.submit_blocking(vec![submission(1)]).unwrap();
+    handle.submit_blocking(vec![submission(2)]).unwrap();
     // The third is not there yet.
     assert!(matches!(handle.erase_blocking(vec![2, 3]), Some(Ok(1))));
-    handle.submit_blocking(submission(3)).unwrap();
+    handle.submit_blocking(vec![submission(3)]).unwrap();
     assert!(matches!(handle.erase_blocking(vec![7]), Some(Ok(0))));
     writer.close();
     assert!(handle.erase_blocking(vec![1]).is_none(), "closed");
