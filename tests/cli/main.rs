@@ -8,4 +8,5 @@ mod beside;
 mod configuration;
 mod copies;
 mod data;
+mod exchange;
 mod relay;
