@@ -12,6 +12,8 @@
  *   LOSE_UNSYNCED_SHADOW       path of the shadow; it is made, or continued, at the first open
  *   LOSE_UNSYNCED_DELAY_US     a sync takes this long before anything is durable
  *   LOSE_UNSYNCED_LIE_AFTER    from this many syncs on, nothing becomes durable although all succeed
+ *   LOSE_UNSYNCED_LOG          path to which every operation is appended once it is done: `struct operation`,
+ *                              then its bytes
  *   LOSE_UNSYNCED_FAULTS       path of a file of `struct faults`, which a test may write at any time: some of
  *                              the operations above fail. A write that fails is in the page cache all the
  *                              same; a sync that fails forgets what waits, as the kernel takes those pages
@@ -25,6 +27,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
@@ -49,11 +52,17 @@ struct faults {
     unsigned fired; /* how many have failed */
 };
 
+struct operation {
+    uint64_t what; /* 'w'rite, 'd'urable write, 'c'ut, 's'ync */
+    uint64_t at;   /* where, or the new length */
+    uint64_t len;  /* of the bytes that follow */
+};
+
 static struct faults *faults;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned char fds[FDS_MAX];
 static struct change *first, **last = &first;
-static int shadow = -1;
+static int shadow = -1, oplog = -1;
 static long syncs, lie_after = -1, delay_us;
 
 #define REAL(name) \
@@ -73,6 +82,15 @@ static void to_shadow(const char *bytes, size_t len, off_t at) {
         if (n <= 0) die("write to the shadow");
         bytes += n, len -= n, at += n;
     }
+}
+
+static void to_log(char what, const char *bytes, size_t len, off_t at) {
+    static ssize_t (*real)(int, const struct iovec *, int);
+    if (!real) real = (__typeof__(real))dlsym(RTLD_NEXT, "writev");
+    if (oplog < 0) return;
+    struct operation operation = {.what = what, .at = at, .len = len};
+    struct iovec parts[] = {{&operation, sizeof operation}, {(void *)bytes, len}};
+    if (real(oplog, parts, 2) != (ssize_t)(sizeof operation + len)) die("write to the log");
 }
 
 static int lies(void) { return lie_after >= 0 && syncs >= lie_after; }
@@ -133,6 +151,7 @@ static ssize_t note(int fd, const struct iovec *iov, ssize_t done, off_t at) {
         } else if (!lies()) {
             to_shadow(iov->iov_base, len, at);
         }
+        to_log(fds[fd] & DSYNC ? 'd' : 'w', iov->iov_base, len, at);
         at += len, left -= len;
     }
     pthread_mutex_unlock(&lock);
@@ -170,9 +189,17 @@ static int opened(int fd, const char *path, int flags) {
         real = (__typeof__(real))dlsym(RTLD_NEXT, "open64");
         shadow = real(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         if (shadow < 0) die("open the shadow");
+        value = getenv("LOSE_UNSYNCED_LOG");
+        if (value) {
+            oplog = real(value, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+            if (oplog < 0) die("open the log");
+        }
     }
     fds[fd] = WATCHED | (flags & (O_DSYNC | O_SYNC) ? DSYNC : 0);
-    if (flags & O_TRUNC) add(NULL, 0, 0, 1);
+    if (flags & O_TRUNC) {
+        add(NULL, 0, 0, 1);
+        to_log('c', NULL, 0, 0);
+    }
     pthread_mutex_unlock(&lock);
     return fd;
 }
@@ -238,7 +265,10 @@ static int cut(int fd, off_t len, int result) {
     if (result == 0 && watched(fd)) {
         pthread_mutex_lock(&lock);
         if (fails()) result = -1;
-        if (result == 0 || faults->landed) add(NULL, 0, len, 1);
+        if (result == 0 || faults->landed) {
+            add(NULL, 0, len, 1);
+            to_log('c', NULL, 0, len);
+        }
         pthread_mutex_unlock(&lock);
     }
     return result;
@@ -255,6 +285,7 @@ static int synced(void) {
         forget();
     } else if (!lies()) {
         apply();
+        to_log('s', NULL, 0, 0);
     }
     syncs++;
     pthread_mutex_unlock(&lock);

@@ -161,7 +161,7 @@ impl Verdict {
 }
 
 /// Kind, author and `d`: what a replaceable or addressable event is a version of.
-type Address = (u16, String, String);
+pub type Address = (u16, String, String);
 
 /// Everything stored so far, and everything forbidden.
 #[derive(Clone, Debug)]
@@ -350,7 +350,8 @@ pub fn address(event: &Event) -> Option<Address> {
     Some((event.kind, event.pubkey.clone(), d.into()))
 }
 
-fn recipients(event: &Event) -> impl Iterator<Item = &str> {
+/// The keys a gift wrap is for (NIP-59).
+pub fn recipients(event: &Event) -> impl Iterator<Item = &str> {
     let p = event.tags.iter().filter(|tag| tag[0] == "p");
     p.filter_map(|tag| tag.get(1)).map(String::as_str)
 }
