@@ -92,7 +92,9 @@ impl Core {
             match effect {
                 Effect::Write(key) => self.write(key),
                 Effect::Submit(submission) => self.submitted.push(submission),
-                Effect::StartScan(key, _) | Effect::ResumeScan(key) => self.scans.push(key),
+                Effect::StartScan(key, _)
+                | Effect::StartCount(key, ..)
+                | Effect::ResumeScan(key) => self.scans.push(key),
                 Effect::ResumeRead(key) => drop(self.shard.handle_resumed(key, self.now)),
                 _ => {}
             }

@@ -230,18 +230,24 @@ pub const KEYS: &[Key] = &[
     key(
         "limits.subscriptions_max",
         Allowed::Number(1, 100_000),
-        "Open subscriptions of one connection.",
+        "Open subscriptions of one connection, and COUNTs that are not answered.",
     ),
-    key("limits.filters_max", Allowed::Number(1, 10_000), "Filters of one REQ."),
+    key("limits.filters_max", Allowed::Number(1, 10_000), "Filters of one REQ or COUNT."),
     key(
         "limits.filter_values_max",
         Allowed::Number(1, 1_000_000),
-        "Values over all lists of all filters of one REQ.",
+        "Values over all lists of all filters of one REQ or COUNT.",
     ),
     key(
         "limits.filter_limit_max",
         Allowed::Number(1, 1_000_000),
         "Stored events per filter: caps its limit, and is the limit of a filter without one.",
+    ),
+    key(
+        "limits.count_entries_max",
+        Allowed::Number(1, 1 << 31),
+        "Index entries one COUNT may look at, whether they match or not; one that would look at more is \
+         answered CLOSED.",
     ),
     key(
         "limits.connection_queries_max",
@@ -274,7 +280,7 @@ pub const KEYS: &[Key] = &[
     key(
         "limits.replies_max",
         Allowed::Number(1, 100_000),
-        "Answers (OK, NOTICE, CLOSED) one connection may have outstanding; a connection without a \
+        "Answers (OK, COUNT, NOTICE, CLOSED) one connection may have outstanding; a connection without a \
          free one is not read.",
     ),
     key(

@@ -27,8 +27,8 @@ pub struct MemoryBound {
 
 /// A filter's fixed part.
 const FILTER_BYTES: u64 = 256;
-/// An answer with its text.
-const REPLY_BYTES: u64 = 256;
+/// An answer with its text; a COUNT carries 512 digits of a sketch, and its id.
+const REPLY_BYTES: u64 = 1_024;
 /// A live event waiting in a subscription: a reference to the one the shard holds.
 const LIVE_EVENT_BYTES: u64 = 8;
 /// A stored query: a range and its place in the merge, of which the values make one each and the

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::bus::{Address, FromThread};
 use crate::relay::ScanKey;
-use crate::relay::ports::{Query, Sequence};
+use crate::relay::ports::{Counting, Query, Sequence};
 use crate::store::{ReadJob, ReadersHandle, Scan, Store, StoreError};
 
 /// Cancelled queries that may wait for a reader beside as many that are wanted.
@@ -28,7 +28,8 @@ impl Queries {
         Self { store, readers, address, scans: BTreeMap::new(), slices: VecDeque::new() }
     }
 
-    /// Begins one, which looks at what was committed up to `filed_at`; its first slice is wanted.
+    /// Begins one, which looks at what was committed up to `filed_at`, or counts it; its first slice is
+    /// wanted.
     ///
     /// # Errors
     /// The store cannot begin it.
@@ -37,8 +38,12 @@ impl Queries {
         key: ScanKey,
         query: Query,
         filed_at: Sequence,
+        counting: Option<Counting>,
     ) -> Result<(), StoreError> {
-        let scan = self.store.scan(query)?.up_to(filed_at);
+        let mut scan = self.store.scan(query)?.up_to(filed_at);
+        if let Some(counting) = counting {
+            scan = scan.counting(counting);
+        }
         self.put_back(key, Box::new(scan));
         self.resume(key);
         Ok(())

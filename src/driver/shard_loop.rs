@@ -32,7 +32,7 @@ use super::record::Recorder;
 use super::watched::watched;
 use super::{Observe, listener, memory, sockopt};
 use crate::nostr::Event;
-use crate::relay::ports::{Chunk, CommitBatch, Query, Submission, Verdict};
+use crate::relay::ports::{Chunk, CommitBatch, Counting, Query, Submission, Verdict};
 use crate::relay::{
     Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard, Tuning,
 };
@@ -411,7 +411,10 @@ impl<B: Backend> ShardLoop<B> {
             let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
             match effect {
                 Effect::Submit(submission) => self.submitting.borrow_mut().push(submission),
-                Effect::StartScan(key, query) => self.start_scan(key, query),
+                Effect::StartScan(key, query) => self.start_scan(key, query, None),
+                Effect::StartCount(key, query, counting) => {
+                    self.start_scan(key, query, Some(counting));
+                }
                 Effect::ResumeScan(key) => self.queries.borrow_mut().resume(key),
                 Effect::CancelScan(key) => self.queries.borrow_mut().cancel(key),
                 Effect::PublishEphemeral { token, event } => self.publish(token, &event),
@@ -534,15 +537,18 @@ impl<B: Backend> ShardLoop<B> {
         }
     }
 
-    fn start_scan(&self, key: ScanKey, query: Query) {
+    fn start_scan(&self, key: ScanKey, query: Query, counting: Option<Counting>) {
         let now = self.now.get();
-        let recalled = self.core.borrow_mut().recall(key, &query, now);
+        let recalled = match counting {
+            None => self.core.borrow_mut().recall(key, &query, now),
+            Some(_) => None,
+        };
         if let Some(chunk) = recalled {
             self.core.borrow_mut().handle_chunk(key, chunk, now);
             return;
         }
         let Some(filed_at) = self.core.borrow().filed_at(key) else { return };
-        let begun = self.queries.borrow_mut().begin(key, query, filed_at);
+        let begun = self.queries.borrow_mut().begin(key, query, filed_at, counting);
         if let Err(error) = begun {
             self.fail_scan(key, &error);
         }

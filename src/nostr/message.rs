@@ -4,6 +4,7 @@ use super::event::Id;
 use super::filter::Filter;
 use super::json::{Items, Parser, Value, write_string};
 use super::parse::{Candidate, EventReader};
+use super::sketch::{Sketch, SketchOffset};
 use super::tag::{TagValue, decode_hex32};
 
 /// Most characters of a subscription id (NIP-01).
@@ -50,6 +51,15 @@ pub enum ClientMessage {
         /// Subscription to end.
         subscription: SubscriptionId,
     },
+    /// `["COUNT", id, {filter}…]` (NIP-45)
+    Count {
+        /// What the answer is to name; no subscription.
+        query: SubscriptionId,
+        /// At least one.
+        filters: Vec<Filter>,
+        /// Where a sketch of the authors looks, if the filters allow one.
+        sketch: Option<SketchOffset>,
+    },
 }
 
 /// A message the relay cannot act on, and whom the answer names.
@@ -69,6 +79,13 @@ pub enum Refused {
         /// Text with its prefix.
         reason: String,
     },
+    /// Answered `CLOSED`, which ends no subscription.
+    Count {
+        /// The query the client named.
+        query: SubscriptionId,
+        /// Text with its prefix.
+        reason: String,
+    },
     /// Answered `NOTICE`.
     Message {
         /// Text with its prefix.
@@ -82,10 +99,10 @@ impl Refused {
     }
 }
 
-/// Most values in the filters of one REQ, over all lists: bounds what one subscription may cost.
+/// Most values in the filters of one REQ or COUNT, over all lists: bounds what one may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct FilterBounds {
-    /// Filters in one REQ.
+    /// Filters in one message.
     pub filters_max: usize,
     /// Values over all lists of all filters.
     pub values_max: usize,
@@ -163,7 +180,7 @@ fn read_message(
         }
         "REQ" => {
             let subscription = read_subscription_id(&mut items)?;
-            match read_filters(items, bounds) {
+            match read_filters("REQ", items, bounds) {
                 Ok(filters) => Ok(ClientMessage::Req { subscription, filters }),
                 Err(reason) => Err(Refused::Subscription { subscription, reason }),
             }
@@ -175,10 +192,14 @@ fn read_message(
             }
             Ok(ClientMessage::Close { subscription })
         }
-        "COUNT" => Err(Refused::Subscription {
-            subscription: read_subscription_id(&mut items)?,
-            reason: "unsupported: this relay does not answer COUNT".into(),
-        }),
+        "COUNT" => {
+            let query = read_subscription_id(&mut items)?;
+            let sketch = read_sketch_offset(items.clone());
+            match read_filters("COUNT", items, bounds) {
+                Ok(filters) => Ok(ClientMessage::Count { query, filters, sketch }),
+                Err(reason) => Err(Refused::Count { query, reason }),
+            }
+        }
         "AUTH" => Err(match items.next().and_then(|event| events.read(event).ok()) {
             Some(candidate) => Refused::Event {
                 id: *candidate.event().view().id(),
@@ -201,16 +222,32 @@ fn read_subscription_id(items: &mut Items<'_, '_>) -> Result<SubscriptionId, Ref
         .ok_or_else(|| Refused::message("a subscription id must be a string of 1 to 64 characters"))
 }
 
-fn read_filters(items: Items<'_, '_>, bounds: FilterBounds) -> Result<Vec<Filter>, String> {
+/// Where the sketch of a COUNT's authors looks: the first tag field of its only filter says it, by its
+/// first value, both as they were written (NIP-45, "`offset` computation").
+fn read_sketch_offset(mut filters: Items<'_, '_>) -> Option<SketchOffset> {
+    let mut fields = filters.next().filter(|_| filters.len() == 0)?.as_object()?;
+    while let (Some(key), Some(values)) = (fields.next(), fields.next()) {
+        if key.as_str().is_some_and(|key| key.starts_with('#')) {
+            return values.as_array()?.next()?.as_str().map(SketchOffset::of);
+        }
+    }
+    None
+}
+
+fn read_filters(
+    verb: &str,
+    items: Items<'_, '_>,
+    bounds: FilterBounds,
+) -> Result<Vec<Filter>, String> {
     match items.len() {
-        0 => return Err("invalid: REQ needs a filter".into()),
+        0 => return Err(format!("invalid: {verb} needs a filter")),
         n if n > bounds.filters_max => {
-            return Err(format!("invalid: at most {} filters in a REQ", bounds.filters_max));
+            return Err(format!("invalid: at most {} filters in a {verb}", bounds.filters_max));
         }
         _ => {}
     }
     let mut budget = bounds.values_max;
-    let too_many = || format!("invalid: at most {} values in a REQ", bounds.values_max);
+    let too_many = || format!("invalid: at most {} values in a {verb}", bounds.values_max);
     items
         .map(|value| read_filter(value, &mut budget))
         .collect::<Result<_, _>>()
@@ -339,6 +376,15 @@ pub enum RelayMessage<'a> {
         /// Text with its prefix.
         text: &'a str,
     },
+    /// `["COUNT", id, {"count": n}]` (NIP-45)
+    Count {
+        /// The query it answers.
+        query: &'a SubscriptionId,
+        /// Events that match.
+        events: u64,
+        /// Of their authors.
+        sketch: Option<&'a Sketch>,
+    },
     /// `["NOTICE", text]`
     Notice {
         /// For people.
@@ -372,6 +418,15 @@ impl RelayMessage<'_> {
                 out.extend_from_slice(subscription.json());
                 out.push(b',');
                 write_string(&mut out, text);
+            }
+            Self::Count { query, events, sketch } => {
+                out.extend_from_slice(b"[\"COUNT\",");
+                out.extend_from_slice(query.json());
+                out.extend_from_slice(format!(",{{\"count\":{events}").as_bytes());
+                if let Some(sketch) = sketch {
+                    out.extend_from_slice(format!(",\"hll\":\"{}\"", sketch.to_hex()).as_bytes());
+                }
+                out.push(b'}');
             }
             Self::Notice { text } => {
                 out.extend_from_slice(b"[\"NOTICE\",");

@@ -13,6 +13,7 @@ pub mod json;
 pub mod message;
 pub mod nip11;
 pub mod parse;
+pub mod sketch;
 pub mod tag;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -24,5 +25,6 @@ pub use event::{Event, EventView, Id, Kind, KindClass, Pubkey};
 pub use filter::Filter;
 pub use message::{ClientMessage, MessageReader, RelayMessage, SubscriptionId};
 pub use parse::Candidate;
+pub use sketch::{Sketch, SketchOffset};
 pub use tag::{TagRef, TagValue};
 pub use verify::{VerifiedEvent, Verifier};

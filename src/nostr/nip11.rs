@@ -71,7 +71,7 @@ pub struct Limitation {
 pub const SOFTWARE: &str = env!("CARGO_PKG_NAME");
 
 /// What this relay does; client NIPs are not a relay's to advertise.
-pub const SUPPORTED_NIPS: &[u16] = &[1, 9, 11, 40, 62];
+pub const SUPPORTED_NIPS: &[u16] = &[1, 9, 11, 40, 45, 62];
 
 /// The document served to `Accept: application/nostr+json`.
 #[must_use]

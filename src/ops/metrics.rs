@@ -157,6 +157,10 @@ metrics! {
         subscriptions_refused: Counter "subscriptions_ended" ("reason", "refused"), "REQs refused.";
         subscriptions_slow: Counter "subscriptions_ended" ("reason", "slow_consumer"), "Subscriptions whose reader fell behind.";
         subscriptions_failed: Counter "subscriptions_ended" ("reason", "store_failed"), "Subscriptions the store could not serve.";
+        counts_answered: Counter "counts" ("result", "answered"), "COUNTs, by what became of them.";
+        counts_refused: Counter "counts" ("result", "refused"), "COUNTs refused, or given up at the shutdown.";
+        counts_too_many: Counter "counts" ("result", "too_many"), "COUNTs over limits.count_entries_max.";
+        counts_failed: Counter "counts" ("result", "failed"), "COUNTs the store failed to answer.";
         delivered_stored: Counter "delivered" ("source", "stored"), "Events put into outboxes.";
         delivered_live: Counter "delivered" ("source", "live"), "Live events put into outboxes.";
         matched_live: Counter "live_matched", "Live events matched to subscriptions.";

@@ -106,9 +106,10 @@ impl Shard {
         self.stopping && self.sessions.is_empty()
     }
 
-    /// The client sends no more: its subscriptions end, its events are answered, then a close with the
+    /// The client sends no more: its subscriptions and counts end, its events are answered, then a close with the
     /// code `farewell`.
     pub(super) fn take_leave(&mut self, key: ConnectionKey, farewell: Option<u16>, now: Now) {
+        self.end_counts(key);
         self.end_subscriptions(key);
         let Some(session) = self.session(key) else { return };
         // What is left of the stream: CLOSED of subscriptions the relay had ended.
@@ -173,6 +174,7 @@ impl Shard {
         reason: CloseReason,
         now: Now,
     ) {
+        self.end_counts(key);
         self.end_subscriptions(key);
         let Some(session) = self.session(key) else { return };
         session.reason = reason;
@@ -200,6 +202,7 @@ impl Shard {
         if self.session(key).is_none() {
             return;
         }
+        self.end_counts(key);
         self.end_subscriptions(key);
         self.drop_unverified(key);
         let mut session = self.sessions.remove(key.slot());

@@ -71,6 +71,14 @@ pub struct Counters {
     pub subscriptions_slow: u64,
     /// Subscriptions ended because the store failed.
     pub subscriptions_failed: u64,
+    /// COUNTs answered with a number.
+    pub counts_answered: u64,
+    /// COUNTs refused, or given up because the relay stopped.
+    pub counts_refused: u64,
+    /// COUNTs given up because they would have looked at too much.
+    pub counts_too_many: u64,
+    /// COUNTs the store failed to answer.
+    pub counts_failed: u64,
     /// Stored events put into outboxes.
     pub delivered_stored: u64,
     /// Live events matched to subscriptions.

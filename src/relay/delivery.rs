@@ -14,9 +14,9 @@ use std::rc::Rc;
 
 use super::outbox::{Name, Outbox};
 use super::planted::{Bug, planted};
-use super::ports::{Chunk, Query, Sequence};
+use super::ports::{Chunk, Query, ScanKey, Sequence};
 use super::session::{ConnectionKey, LIVE_ROOM_FACTOR, LiveEvent, Phase, Stage, Subscription};
-use super::shard::{Effect, Now, ScanKey, Shard};
+use super::shard::{Effect, Now, Shard};
 use crate::nostr::{Filter, RelayMessage, SubscriptionId};
 use crate::wire::deflate::Deflater;
 
@@ -39,7 +39,7 @@ impl Shard {
         let max = self.setup.limits.subscriptions_max as usize;
         let Some(session) = self.session(key) else { return };
         // One the relay has ended holds its place until its CLOSED has left: so many wait at most.
-        if session.subscriptions.len() + session.outbox.stream_closed() >= max {
+        if session.places_taken() >= max {
             let reason = format!("rate-limited: {max} subscriptions are open, the most allowed");
             return self.refuse_subscription(key, &id, &reason, now);
         }
@@ -84,9 +84,9 @@ impl Shard {
         }
     }
 
-    /// Begins the stored queries that are next. Each holds its place in the store and a slice of events, so a
-    /// connection has a few at a time, however many it asks for.
-    fn begin_queries(&mut self, key: ConnectionKey) {
+    /// Begins the stored queries that are next, subscriptions before counts. Each holds its place in the
+    /// store and a slice of events, so a connection has a few at a time, however many it asks for.
+    pub(super) fn begin_queries(&mut self, key: ConnectionKey) {
         let queries_max = self.setup.limits.connection_queries_max;
         let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
             return;
@@ -97,12 +97,21 @@ impl Shard {
             let mut slots = session.subscriptions.iter().copied();
             let is_unbegun =
                 |slot: &u32| self.subscriptions[*slot as usize].stage == Stage::Unbegun;
-            let slot = slots.find(is_unbegun).expect("one for each that is counted");
             session.unbegun -= 1;
+            session.queries += 1;
+            let Some(slot) = slots.find(is_unbegun) else {
+                let mut slots = session.counts.iter().copied();
+                let is_unbegun = |slot: &u32| self.counts[*slot as usize].unbegun.is_some();
+                let slot = slots.find(is_unbegun).expect("one for each that has not begun");
+                let count = &mut self.counts[slot as usize];
+                let (query, counting) = *count.unbegun.take().expect("it has not begun");
+                let scan = ScanKey::of_count(slot, count.generation);
+                self.effects.push_back(Effect::StartCount(scan, query, counting));
+                continue;
+            };
             let subscription = &mut self.subscriptions[slot as usize];
             let query = subscription.query.take().expect("it has not begun");
             subscription.stage = Stage::Scanning;
-            session.queries += 1;
             let scan = ScanKey::new(slot, subscription.generation);
             self.effects.push_back(Effect::StartScan(scan, *query));
         }
@@ -197,6 +206,7 @@ impl Shard {
     /// The relay stops: nothing new is matched and no stored query goes on. What has been read or matched
     /// still leaves, but for live events behind a query that is not done: there is no EOSE to come before them.
     pub(super) fn stop_scans(&mut self, key: ConnectionKey) {
+        self.stop_counts(key);
         self.stop_matching(key);
         let Some(session) = self.session(key) else { return };
         for slot in session.subscriptions.clone().into_iter().rev() {
@@ -292,12 +302,19 @@ impl Shard {
     /// The sequence number up to which a stored query looks; `None` when nobody wants it any more.
     #[must_use]
     pub fn filed_at(&self, scan: ScanKey) -> Option<Sequence> {
+        if scan.is_count() {
+            let count = self.counts.get(scan.slot())?;
+            return (count.generation == scan.generation()).then_some(count.asked_at);
+        }
         let subscription = self.subscriptions.get(scan.slot())?;
         (subscription.generation == scan.generation()).then_some(subscription.filed_at)
     }
 
     /// Takes a slice of a stored query; whether the query is still wanted.
     pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk, now: Now) -> bool {
+        if scan.is_count() {
+            return self.handle_count_slice(scan, chunk);
+        }
         let Some(subscription) = self
             .subscriptions
             .get_mut(scan.slot())

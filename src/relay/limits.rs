@@ -23,14 +23,16 @@ pub struct Limits {
     pub created_at_age_s_max: u64,
     /// How far ahead `created_at` may lie, in seconds; 0 = any.
     pub created_at_ahead_s_max: u64,
-    /// Open subscriptions of one connection.
+    /// Open subscriptions of one connection, and COUNTs that are not answered.
     pub subscriptions_max: u32,
-    /// Filters of one REQ.
+    /// Filters of one REQ or COUNT.
     pub filters_max: u32,
-    /// Values over all lists of all filters of one REQ.
+    /// Values over all lists of all filters of one REQ or COUNT.
     pub filter_values_max: u32,
     /// Stored events per filter: caps `limit`, and is the limit of a filter without one.
     pub filter_limit_max: u32,
+    /// Index entries one COUNT may look at (NIP-45); one that would look at more is answered CLOSED.
+    pub count_entries_max: u32,
     /// Stored queries of one connection under way at once, each with a slice of what it found; the others
     /// wait for their turn.
     pub connection_queries_max: u32,
@@ -43,7 +45,7 @@ pub struct Limits {
     pub outbox_messages_max: u32,
     /// Bytes waiting in one connection's subscription stream.
     pub outbox_bytes_max: u32,
-    /// Answers (OK, NOTICE, CLOSED) one connection may have outstanding; a connection without a
+    /// Answers (OK, COUNT, NOTICE, CLOSED) one connection may have outstanding; a connection without a
     /// free one is not read.
     pub replies_max: u32,
     /// Live events waiting in one subscription behind a full outbox or an unfinished stored query.
@@ -85,6 +87,7 @@ impl Default for Limits {
             filters_max: 20,
             filter_values_max: 10_000,
             filter_limit_max: 5_000,
+            count_entries_max: 1_000_000,
             connection_queries_max: 8,
             recent_events_max: 16_384,
             recent_bytes_max: 32 << 20,

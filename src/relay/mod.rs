@@ -4,8 +4,8 @@
 //! what is to be done goes out as effects. The path of an EVENT through here: [`shard`] (inputs and
 //! effects) → `receive` (decode, verify) → [`policy`] → a [`ports::Submission`]; and, once it is
 //! durable, a [`ports::CommitBatch`] → [`subscriptions`] (who wants it) → `delivery` → [`outbox`].
-//! `closing` is how a connection ends, `slow` whose subscription does when live events cannot wait,
-//! `tide` when memory is given back.
+//! `counts` is what becomes of a COUNT, `closing` how a connection ends, `slow` whose subscription does
+//! when live events cannot wait, `tide` when memory is given back.
 //! `echo`, which no relay contains, lets a conformance suite talk to the decoder, outbox and writer.
 
 pub mod admission;
@@ -13,6 +13,7 @@ pub mod capture;
 pub mod client;
 mod closing;
 pub mod counters;
+mod counts;
 mod delivery;
 #[cfg(any(test, feature = "echo-endpoint"))]
 mod echo;
@@ -39,6 +40,7 @@ pub use crate::wire::deflate::{Accept, DEFLATER_BYTES_MAX, WINDOW_BYTES};
 pub use admission::{Admission, Arrival};
 pub use client::Proxies;
 pub use limits::Limits;
+pub use ports::ScanKey;
 pub use session::ConnectionKey;
-pub use shard::{Effect, Now, Pages, Reading, ScanKey, Setup, Shard};
+pub use shard::{Effect, Now, Pages, Reading, Setup, Shard};
 pub use tuning::{Receive, Tuning};

@@ -3,7 +3,7 @@
 //! | lane | carries | bound |
 //! |---|---|---|
 //! | control | ping, pong | one ping; [`PONGS_MAX`] pongs, then a new one replaces the oldest |
-//! | replies | OK, NOTICE, CLOSED of a refused REQ | one slot an inbound message, reserved when it is read |
+//! | replies | OK, COUNT, NOTICE, CLOSED of a refused REQ or COUNT | one slot an inbound message, reserved when it is read |
 //! | stream | EVENT, EOSE, CLOSED of a subscription | `outbox_messages_max`, `outbox_bytes_max`; EOSE and CLOSED always fit: one EOSE an open subscription, and a subscription the relay has ended keeps its place among `subscriptions_max` until its CLOSED is in a batch |
 //! | last | close | one, after all else |
 //!

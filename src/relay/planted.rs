@@ -99,6 +99,10 @@ bugs! {
     ScanRunsOn,
     /// A late slice goes to the next subscription in its slot.
     SliceToStranger,
+    /// Counts hold no place among subscriptions.
+    CountsUnbounded,
+    /// A count outlives its connection.
+    CountOutlives,
     /// The unsent frames of a closed subscription are sent.
     CloseLeavesFrames,
     /// The CLOSED of a subscription the relay ended stays when a REQ of that id follows.

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use crate::nostr::event::Pubkey;
-use crate::nostr::{Event, Filter};
+use crate::nostr::{Event, Filter, Sketch, SketchOffset};
 
 /// Index of an origin: shards are `0..shards`, the admin socket comes after them.
 pub type Origin = u16;
@@ -96,13 +96,65 @@ pub struct Newest {
     pub are_all: bool,
 }
 
-/// A stored query: the filters of one REQ.
+/// A stored query: the filters of one REQ or COUNT.
 #[derive(Clone, Debug)]
 pub struct Query {
     /// At least one; ORed.
     pub filters: Vec<Filter>,
     /// The cap on each filter's `limit`, and the limit of a filter without one.
     pub limit_max: u64,
+}
+
+/// Names a stored query: the slot and generation of a subscription, or of a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScanKey(pub u64);
+
+/// In a slot's place, that it is a count's: there are fewer of either.
+const OF_COUNT: u32 = 1 << 31;
+
+impl ScanKey {
+    pub(super) fn new(slot: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+
+    pub(super) fn of_count(slot: u32, generation: u32) -> Self {
+        Self::new(slot | OF_COUNT, generation)
+    }
+
+    pub(super) fn is_count(self) -> bool {
+        self.0 & u64::from(OF_COUNT) != 0
+    }
+
+    pub(super) fn slot(self) -> usize {
+        usize::try_from(self.0 & u64::from(OF_COUNT - 1)).expect("31 bits")
+    }
+
+    pub(super) fn generation(self) -> u32 {
+        u32::try_from(self.0 >> 32).expect("32 bits")
+    }
+}
+
+/// That a query's events are counted and not handed out (NIP-45).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counting {
+    /// Index entries it may look at, whether they match or not.
+    pub entries_max: u64,
+    /// Where a sketch of the authors looks, if one is wanted.
+    pub sketch: Option<SketchOffset>,
+}
+
+/// What a count found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Every event that matches.
+    Exactly {
+        /// How many, each once however many filters match it.
+        events: u64,
+        /// Of the authors of them all; none where a filter's `limit` left some out.
+        sketch: Option<Box<Sketch>>,
+    },
+    /// It would have had to look at more than [`Counting::entries_max`].
+    TooMany,
 }
 
 /// One slice of a stored query's result.
@@ -116,4 +168,6 @@ pub struct Chunk {
     pub done: bool,
     /// The query could not go on; the text is for the operator. Implies `done`.
     pub failed: Option<String>,
+    /// Of a count, in its last slice, unless it failed.
+    pub counted: Option<Counted>,
 }

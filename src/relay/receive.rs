@@ -4,8 +4,8 @@ use super::outbox::Close;
 use super::planted::{Bug, planted};
 use super::policy;
 use super::ports::{Submission, Ticket};
-use super::session::{CloseReason, ConnectionKey, Phase};
-use super::shard::{Effect, Hearing, Now, Pending, Reading, SUBMISSION_BYTES_MAX, Shard};
+use super::session::{CloseReason, ConnectionKey, Hearing, Pending, Phase};
+use super::shard::{Effect, Now, Reading, SUBMISSION_BYTES_MAX, Shard};
 use crate::nostr::message::{FilterBounds, Refused};
 use crate::nostr::{Candidate, ClientMessage, KindClass, RelayMessage, VerifiedEvent};
 use crate::wire::http::{self, HttpError, Request};
@@ -243,6 +243,9 @@ impl Shard {
                 self.unsubscribe(key, &subscription, now);
                 self.release_slot(key);
             }
+            Ok(ClientMessage::Count { query, filters, sketch }) => {
+                self.count(key, &query, filters, sketch);
+            }
             Err(refused) => {
                 self.counters.messages_invalid += 1;
                 match refused {
@@ -254,6 +257,7 @@ impl Shard {
                     Refused::Subscription { subscription, reason } => {
                         self.refuse_subscription(key, &subscription, &reason, now);
                     }
+                    Refused::Count { query, reason } => self.refuse_count(key, &query, &reason),
                     Refused::Message { reason } => {
                         self.reply(key, RelayMessage::Notice { text: &reason });
                     }

@@ -22,7 +22,7 @@ use super::outbox::{Name, Outbox, Payload};
 use super::planted::{Bug, planted};
 use super::ports::{Query, Sequence};
 use super::shard::Effect;
-use crate::nostr::{Candidate, Event, SubscriptionId};
+use crate::nostr::{Candidate, Event, Id, SubscriptionId};
 use crate::wire::deflate::{Deflater, WindowBits};
 use crate::wire::websocket::Decoder;
 
@@ -106,11 +106,13 @@ pub(super) struct Session {
     pub(super) outbox: Outbox,
     /// Slots of its subscriptions, in the order of their REQs.
     pub(super) subscriptions: Vec<u32>,
+    /// Slots of its counts, in the order of their COUNTs.
+    pub(super) counts: Vec<u32>,
     /// Those with events that wait for room in the outbox, served in turn.
     pub(super) waiting: VecDeque<u32>,
-    /// How many of them have a stored query that has not begun.
+    /// How many subscriptions have a stored query that has not begun, and counts that have not.
     pub(super) unbegun: u32,
-    /// How many of the others have not had their EOSE queued.
+    /// How many of the other subscriptions have not had their EOSE queued, and the other counts.
     pub(super) queries: u32,
     /// Live events in the queues of all its subscriptions.
     pub(super) live_waiting: u32,
@@ -174,6 +176,7 @@ impl Session {
             backlog: Vec::new(),
             outbox: Outbox::default(),
             subscriptions: Vec::new(),
+            counts: Vec::new(),
             waiting: VecDeque::new(),
             unbegun: 0,
             queries: 0,
@@ -230,6 +233,12 @@ impl Session {
         self.phase_ms = now_ms;
     }
 
+    /// Subscriptions and counts, and subscriptions the relay has ended whose CLOSED has not left.
+    pub(super) fn places_taken(&self) -> usize {
+        let counts = self.counts.len() * usize::from(!planted(Bug::CountsUnbounded));
+        self.subscriptions.len() + counts + self.outbox.stream_closed()
+    }
+
     /// Whether the peer owes an acknowledgement.
     pub(super) fn awaits_peer(&self) -> bool {
         self.writing || self.unacked_bytes > 0
@@ -274,6 +283,22 @@ impl Session {
             && self.replies_owed <= limits.replies_max / 2
             && self.verify_bytes <= VERIFY_BYTES_MAX / 2
     }
+}
+
+/// A submission whose verdict is awaited.
+pub(super) struct Pending {
+    pub(super) connection: ConnectionKey,
+    pub(super) id: Id,
+    pub(super) bytes: usize,
+    /// When the turn began in which it was read, in microseconds.
+    pub(super) received_us: u64,
+    pub(super) ephemeral: Option<Hearing>,
+}
+
+/// The other shards' word on an ephemeral event.
+pub(super) struct Hearing {
+    pub(super) shards_left: u16,
+    pub(super) heard: u64,
 }
 
 /// A connection whose unverified events hold this much is not read.

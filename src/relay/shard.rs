@@ -19,19 +19,21 @@ use super::admission::{Arrival, Standing};
 use super::capture::Captured;
 use super::client::Proxies;
 use super::counters::Counters;
+use super::counts::Count;
 use super::limits::Limits;
 use super::planted::{Bug, planted};
 use super::ports::{
-    Chunk, CommitBatch, Newest, Origin, Query, Sequence, Submission, Ticket, Verdict,
+    Chunk, CommitBatch, Counting, Newest, Origin, Query, ScanKey, Sequence, Submission, Ticket,
+    Verdict,
 };
 use super::recent::Recent;
 use super::session::{
-    CloseReason, ConnectionKey, LiveBytes, LiveEvent, Phase, Session, Subscription,
+    CloseReason, ConnectionKey, LiveBytes, LiveEvent, Pending, Phase, Session, Subscription,
 };
 use super::subscriptions::SubscriptionIndex;
 use super::tide::{Arrivals, Tide};
 use super::timings::Timings;
-use crate::nostr::{Event, Id, MessageReader, RelayMessage, Verifier};
+use crate::nostr::{Event, MessageReader, RelayMessage, Verifier};
 use crate::wire::batch::Batch;
 use crate::wire::deflate::{Accept, Deflater, Inflater};
 
@@ -76,24 +78,6 @@ pub struct Pages {
     pub page: String,
 }
 
-/// Names a stored query: the subscription's slot and generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ScanKey(pub u64);
-
-impl ScanKey {
-    pub(super) fn new(slot: u32, generation: u32) -> Self {
-        Self(u64::from(generation) << 32 | u64::from(slot))
-    }
-
-    pub(super) fn slot(self) -> usize {
-        usize::try_from(self.0 & 0xffff_ffff).expect("32 bits")
-    }
-
-    pub(super) fn generation(self) -> u32 {
-        u32::try_from(self.0 >> 32).expect("32 bits")
-    }
-}
-
 /// What the driver is to do.
 #[derive(Debug)]
 pub enum Effect {
@@ -101,6 +85,8 @@ pub enum Effect {
     Submit(Submission),
     /// Begin a stored query and read its first slice.
     StartScan(ScanKey, Query),
+    /// Begin to count and read the first slice; it goes on as a scan does.
+    StartCount(ScanKey, Query, Counting),
     /// Read the next slice.
     ResumeScan(ScanKey),
     /// Forget the query; a slice on its way is ignored when it comes.
@@ -146,22 +132,6 @@ pub enum Reading {
     Gone,
 }
 
-/// A submission whose verdict is awaited.
-pub(super) struct Pending {
-    pub(super) connection: ConnectionKey,
-    pub(super) id: Id,
-    pub(super) bytes: usize,
-    /// When the turn began in which it was read, in microseconds.
-    pub(super) received_us: u64,
-    pub(super) ephemeral: Option<Hearing>,
-}
-
-/// The other shards' word on an ephemeral event.
-pub(super) struct Hearing {
-    pub(super) shards_left: u16,
-    pub(super) heard: u64,
-}
-
 /// Submissions at the writer beyond which a shard verifies no further event.
 pub const SUBMISSIONS_MAX: usize = 4096;
 
@@ -179,6 +149,7 @@ pub struct Shard {
     pub(super) setup: Setup,
     pub(super) sessions: Slab<Session>,
     pub(super) subscriptions: Slab<Subscription>,
+    pub(super) counts: Slab<Count>,
     pub(super) index: SubscriptionIndex,
     pub(super) pending: Slab<Pending>,
     pub(super) pending_bytes: usize,
@@ -221,6 +192,7 @@ impl Shard {
             setup,
             sessions: Slab::new(),
             subscriptions: Slab::new(),
+            counts: Slab::new(),
             pending: Slab::new(),
             pending_bytes: 0,
             submissions_max: SUBMISSIONS_MAX,
@@ -481,7 +453,7 @@ impl Shard {
         let events = self.recent.answer(filters, *limit_max, snapshot, now.unix_s)?;
         let events = events.into_iter().map(Event::json).collect();
         self.counters.scans_recalled += 1;
-        Some(Chunk { snapshot, events, done: true, failed: None })
+        Some(Chunk { snapshot, events, done: true, ..Chunk::default() })
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict, durable_us: u64) {

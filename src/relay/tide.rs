@@ -76,6 +76,7 @@ impl Shard {
         if self.tide.ebbs(held, now.ms) {
             self.sessions.shrink_to_fit();
             self.subscriptions.shrink_to_fit();
+            self.counts.shrink_to_fit();
             self.pending.shrink_to_fit();
             self.verify_round.shrink_to_fit();
             self.matched = Vec::new();

@@ -34,6 +34,7 @@ mod apply;
 mod beside;
 mod check;
 mod copies;
+mod count;
 mod cursor;
 mod environment;
 mod error;

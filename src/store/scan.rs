@@ -25,6 +25,7 @@ use std::collections::binary_heap::PeekMut;
 use bytes::BytesMut;
 use heed::RoTxn;
 
+use super::count::Tally;
 use super::cursor::Cursor;
 use super::environment::Environment;
 use super::error::StoreError;
@@ -65,6 +66,8 @@ pub struct Scan {
     limited: bool,
     /// Index entries examined so far.
     examined: u64,
+    /// What has been counted, if it counts and hands nothing out.
+    pub(super) tally: Option<Box<Tally>>,
 }
 
 #[derive(Debug)]
@@ -103,6 +106,7 @@ impl Scan {
             last: None,
             limited: false,
             examined: 0,
+            tally: None,
         };
         for filter in query.filters {
             let left = filter.limit.unwrap_or(u64::MAX).min(query.limit_max);
@@ -138,6 +142,9 @@ impl Scan {
     ) -> Result<Chunk, StoreError> {
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
+        if let Some(tally) = self.tally.take() {
+            return self.tally_slice(tally, &environment, &txn, budget, now);
+        }
         let mut jsons: Vec<&[u8]> = Vec::new();
         let mut bytes = 0;
         self.run(&environment, &txn, budget.entries, now, &mut |_, event| {
@@ -157,8 +164,7 @@ impl Scan {
         }
         let mut whole = whole.freeze();
         let events = jsons.iter().map(|json| whole.split_to(json.len())).collect();
-        let snapshot = self.snapshot.unwrap_or_default();
-        Ok(Chunk { snapshot, events, done: self.is_done(), failed: None })
+        Ok(Chunk { snapshot: self.snapshot(), events, done: self.is_done(), ..Chunk::default() })
     }
 
     /// Goes on by at most `entries` index entries, counting instead of handing out.
@@ -177,6 +183,11 @@ impl Scan {
             true
         })?;
         Ok(count)
+    }
+
+    /// What the first slice noted.
+    pub(super) fn snapshot(&self) -> Sequence {
+        self.snapshot.unwrap_or_default()
     }
 
     /// Whether nothing follows.
@@ -213,7 +224,7 @@ impl Scan {
     }
 
     /// Steps until the entries are used up, nothing is left, or `accept` has no room for an event.
-    fn run<'t>(
+    pub(super) fn run<'t>(
         &mut self,
         environment: &'t Environment,
         txn: &'t RoTxn<'t>,

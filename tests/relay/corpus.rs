@@ -216,6 +216,9 @@ fn compare(server: &Server, oracle: &Oracle, filters: usize) {
         let received: Vec<_> = received.iter().collect();
         let request = || crate::support::client::req("query", &list);
         assert_eq!(ids(&received), ids(&expected), "filter {n}: {:.2000}", request());
+        let counted = clients[n % 4].count(&list);
+        let expected = select(&stored, &list, u64::MAX);
+        assert_eq!(counted["count"], expected.len(), "filter {n}: {:.2000}", request());
         found += expected.len();
     }
     assert!(found > filters * 10, "the filters find something: {found}");

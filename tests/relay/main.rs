@@ -43,6 +43,7 @@ mod layers;
 mod metrics;
 mod nip01;
 mod nip01_more;
+mod nip45;
 mod nostr_sdk;
 mod recent;
 mod submits;

@@ -59,6 +59,24 @@ fn publishes_and_queries() {
 }
 
 #[test]
+fn counts() {
+    run(|server| async move {
+        let keys = Keys::generate();
+        let client = connect(&server, &keys).await;
+        for n in 0..5 {
+            let note = EventBuilder::text_note(n.to_string()).sign_with_keys(&keys);
+            assert_eq!(publish(&client, &note.expect("a signature")).await, None);
+        }
+        let relay = client.relay(server.url()).await.expect("a relay of the pool");
+        let count = async |filter| relay.count_events(filter, PATIENCE).await.expect("a count");
+        let by_author = Filter::new().author(keys.public_key());
+        assert_eq!(count(by_author.clone()).await, 5);
+        assert_eq!(count(by_author.hashtag("no")).await, 0);
+        client.shutdown().await;
+    });
+}
+
+#[test]
 fn hears_live_events() {
     run(|server| async move {
         let (writer, reader) = (Keys::generate(), Keys::generate());

@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 
 use crate::nostr::message::{FilterBounds, Refused};
 use crate::nostr::testing::{BOUNDS, Draft};
-use crate::nostr::{ClientMessage, Filter, MessageReader, RelayMessage, SubscriptionId, TagValue};
+use crate::nostr::{
+    ClientMessage, Filter, MessageReader, RelayMessage, Sketch, SketchOffset, SubscriptionId,
+    TagValue,
+};
 
 fn read(text: &str) -> Result<ClientMessage, Refused> {
     MessageReader::default().read(&mut text.as_bytes().to_vec(), BOUNDS)
@@ -123,7 +126,7 @@ fn the_id_is_found_in_text_that_is_not_json() {
             assert_eq!(reason, "invalid: not JSON", "{text}");
             None
         }
-        other @ Refused::Subscription { .. } => panic!("{text}: {other:?}"),
+        other => panic!("{text}: {other:?}"),
     };
     assert_eq!(named(&format!(" {text}x")), Some(id));
     assert_eq!(named(&text[..text.len() - 2]), Some(id));
@@ -201,9 +204,46 @@ fn a_refused_req_or_count_is_answered_with_closed() {
     }
     let upper = "AB".repeat(32);
     assert!(closed(&format!(",{{\"authors\":[\"{upper}\"]}}")).starts_with("invalid: authors"));
-    let subscription = SubscriptionId::new("c").unwrap();
-    let reason = "unsupported: this relay does not answer COUNT".to_owned();
-    assert_eq!(refused("[\"COUNT\",\"c\",{}]"), Refused::Subscription { subscription, reason });
+}
+
+#[test]
+fn a_count_reads_its_filters_as_a_req_does() {
+    let count = |rest: &str| read(&format!("[\"COUNT\",\"c\"{rest}]"));
+    let Ok(ClientMessage::Count { query, filters, sketch }) =
+        count(r#",{"kinds":[1]},{"limit":3}"#)
+    else {
+        panic!("two filters")
+    };
+    assert_eq!((query, sketch), (SubscriptionId::new("c").unwrap(), None));
+    assert_eq!(filters, [filter(r#"{"kinds":[1]}"#), filter(r#"{"limit":3}"#)]);
+    for (rest, reason) in [
+        ("", "invalid: COUNT needs a filter"),
+        (&",{}".repeat(21), "invalid: at most 20 filters in a COUNT"),
+        (r#",{"search":"x"}"#, "unsupported: no filter field \"search\""),
+        (r#",{"kinds":"1"}"#, "invalid: kinds must be an array of integers from 0 to 65535"),
+    ] {
+        let query = SubscriptionId::new("c").unwrap();
+        let refused = Refused::Count { query, reason: reason.into() };
+        assert_eq!(count(rest).map(|_| ()), Err(refused), "{rest}");
+    }
+}
+
+/// Keys and values are sorted in a filter; the sketch goes by the order in which they were sent.
+#[test]
+fn the_first_tag_value_as_written_says_where_a_sketch_looks() {
+    let sketch = |filters: &str| match read(&format!("[\"COUNT\",\"c\",{filters}]")) {
+        Ok(ClientMessage::Count { sketch, .. }) => sketch,
+        other => panic!("{other:?}"),
+    };
+    let of = |value: &str| Some(SketchOffset::of(value));
+    let (low, high) = ("0".repeat(64), "f".repeat(64));
+    assert_ne!(of(&low), of(&high));
+    assert_eq!(sketch(&format!("{{\"#p\":[\"{high}\",\"{low}\"]}}")), of(&high));
+    assert_eq!(sketch(&format!("{{\"kinds\":[7],\"#t\":[\"x\"],\"#e\":[\"{low}\"]}}")), of("x"));
+    assert_eq!(sketch("{\"#t\":[\"\\u0041\"]}"), of("A"));
+    for filters in ["{}", "{\"#t\":[]}", "{\"kinds\":[1]}", "{\"#t\":[\"x\"]},{\"#t\":[\"x\"]}"] {
+        assert_eq!(sketch(filters), None, "{filters}");
+    }
 }
 
 #[test]
@@ -310,6 +350,7 @@ fn what_the_relay_says_is_json() {
     let subscription = &SubscriptionId::new("q\"\\\u{1}").unwrap();
     let text = "invalid: \"é\n\\";
     let hex = "ab".repeat(32);
+    let sketch = Sketch::new(SketchOffset::of("x"));
     let cases = [
         (RelayMessage::Ok { id: &id, accepted: true, text: "" }, json!(["OK", hex, true, ""])),
         (RelayMessage::Ok { id: &id, accepted: false, text }, json!(["OK", hex, false, text])),
@@ -324,6 +365,14 @@ fn what_the_relay_says_is_json() {
         ),
         (RelayMessage::Closed { subscription, text }, json!(["CLOSED", "q\"\\\u{1}", text])),
         (RelayMessage::Notice { text }, json!(["NOTICE", text])),
+        (
+            RelayMessage::Count { query: subscription, events: 7, sketch: None },
+            json!(["COUNT", "q\"\\\u{1}", {"count": 7}]),
+        ),
+        (
+            RelayMessage::Count { query: subscription, events: 7, sketch: Some(&sketch) },
+            json!(["COUNT", "q\"\\\u{1}", {"count": 7, "hll": "0".repeat(512)}]),
+        ),
     ];
     for (message, expected) in cases {
         assert_eq!(serde_json::from_slice::<Value>(&message.to_json()).unwrap(), expected);
@@ -368,6 +417,6 @@ fn any_message() -> impl Strategy<Value = String> {
                 json!(["REQ", id, {"kinds": kinds, "#t": [id], "limit": limit}]).to_string()
             }
         ),
-        r#"\[("EVENT"|"REQ"|"CLOSE"|"AUTH"|"COUNT"),("s"|\{\}|\[\]|1)(,\{"kinds":\[1\]\})?[\]x]"#,
+        r#"\[("EVENT"|"REQ"|"CLOSE"|"AUTH"|"COUNT"),("s"|\{\}|\[\]|1)(,\{"(kinds":\[1|.t":\["a")\]\})?[\]x]"#,
     ]
 }

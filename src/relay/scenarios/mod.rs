@@ -1,6 +1,7 @@
 //! One shard in situations made by hand: what a client sees, and when.
 
 mod admission;
+mod counts;
 mod deflate;
 mod delivery;
 mod ends;
@@ -156,14 +157,16 @@ impl Relay {
 
     fn scans(&mut self) -> Vec<ScanKey> {
         self.take(|effect| match effect {
-            Effect::StartScan(key, _) | Effect::ResumeScan(key) => Some(key),
+            Effect::StartScan(key, _) | Effect::StartCount(key, ..) | Effect::ResumeScan(key) => {
+                Some(key)
+            }
             _ => None,
         })
     }
 
     fn chunk(&mut self, scan: ScanKey, events: &[Event], done: bool) {
         let events = events.iter().map(Event::json).collect();
-        let chunk = Chunk { snapshot: self.sequence, events, done, failed: None };
+        let chunk = Chunk { snapshot: self.sequence, events, done, ..Chunk::default() };
         assert!(self.core.handle_chunk(scan, chunk, self.now));
         self.act();
     }

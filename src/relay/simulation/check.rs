@@ -18,13 +18,15 @@ pub fn core(core: &Shard) {
         let waits = session.is_some_and(|s| s.in_verify_round && !s.verify.is_empty());
         assert!(waits, "a turn is for who is there and has something to verify");
     }
-    let (mut owned, mut verifying, mut turns) = (0, 0, 0);
+    let (mut owned, mut verifying, mut turns, mut counts) = (0, 0, 0, 0);
     for (_, session) in &core.sessions {
         turns += usize::from(session.in_verify_round);
         owned += session.subscriptions.len();
         verifying += session.verify.len();
         let at_writer = core.pending.iter().filter(|(_, p)| p.connection == session.key).count();
-        let owed = session.outbox.replies_len() + session.verify.len() + at_writer;
+        counts += session.counts.len();
+        let owed =
+            session.outbox.replies_len() + session.verify.len() + at_writer + session.counts.len();
         if matches!(session.phase, Phase::Open | Phase::Draining) {
             assert_eq!(session.replies_owed as usize, owed, "a slot for each answer");
         }
@@ -37,18 +39,24 @@ pub fn core(core: &Shard) {
             let slots = session.subscriptions.iter();
             slots.filter(|slot| of.contains(&core.subscriptions[**slot as usize].stage)).count()
         };
-        let unbegun = stages(&[Stage::Unbegun]);
+        let begun_counts = {
+            let begun = |slot: &&u32| core.counts[**slot as usize].unbegun.is_none();
+            session.counts.iter().filter(begun).count()
+        };
+        let unbegun = stages(&[Stage::Unbegun]) + session.counts.len() - begun_counts;
         assert_eq!(session.unbegun as usize, unbegun);
-        let queries = stages(&[Stage::Scanning, Stage::Paused, Stage::Finishing, Stage::Cut]);
+        let queries =
+            begun_counts + stages(&[Stage::Scanning, Stage::Paused, Stage::Finishing, Stage::Cut]);
         assert_eq!(session.queries as usize, queries);
         let queries_max = limits.connection_queries_max as usize;
-        assert!(stages(&[Stage::Scanning, Stage::Paused]) <= queries_max);
+        assert!(begun_counts + stages(&[Stage::Scanning, Stage::Paused]) <= queries_max);
         assert!(unbegun == 0 || queries >= queries_max, "a query waits for others");
         let served = session.waiting.is_empty() || session.outbox.stream_len() > 0;
         assert!(served, "nobody waits without a batch to come");
         // An EOSE an open subscription, a CLOSED one that was ended: each has its place.
         let places = limits.subscriptions_max as usize;
-        assert!(session.outbox.stream_closed() + session.subscriptions.len() <= places);
+        let taken = session.subscriptions.len() + session.counts.len();
+        assert!(session.outbox.stream_closed() + taken <= places);
         assert!(session.outbox.stream_len() <= limits.outbox_messages_max as usize + places);
         // One event always fits; an EOSE or CLOSED has fewer bytes than this.
         let over = longest_json() + 150 * places;
@@ -56,7 +64,8 @@ pub fn core(core: &Shard) {
     }
     assert_eq!(turns, core.verify_round.len());
     check_live_bytes(core);
-    let (mut live, mut scans, mut filed) = (0, 0, 0);
+    assert_eq!(counts, core.counts.len(), "each count has its connection");
+    let (mut live, mut scans, mut filed) = (0, core.counts.len() as u64, 0);
     for (_, subscription) in &core.subscriptions {
         assert!(subscription.live.len() <= limits.live_queue_events_max as usize);
         live += subscription.live.len() as u64;
@@ -106,7 +115,7 @@ pub fn empty(node: &Node) {
     let core = &node.core;
     assert!(node.sockets.is_empty() && core.sessions.is_empty());
     assert!(node.scans.is_empty(), "a query ends with its subscription");
-    assert!(core.subscriptions.is_empty() && core.pending.is_empty());
+    assert!(core.subscriptions.is_empty() && core.pending.is_empty() && core.counts.is_empty());
     assert_eq!((core.index.len(), core.index.keys(), core.pending_bytes), (0, 0, 0));
     assert_eq!(core.live_bytes.get(), 0, "nobody waits, so nothing is held");
     let c = core.counters();

@@ -32,6 +32,9 @@ pub enum Sent {
     /// A REQ with a filter nobody knows.
     BadReq(usize),
     Close(usize),
+    Count(usize, Vec<Wish>),
+    /// A COUNT with a filter nobody knows.
+    BadCount(usize),
     /// No message at all.
     Junk,
 }
@@ -101,7 +104,11 @@ pub struct Expect {
     oks_owed: usize,
     /// Events handled that are not verified.
     pub unverified: VecDeque<NoteIndex>,
-    /// CLOSEDs of refused REQs that have not left: the prefixes of their texts.
+    /// COUNTs that are not decided, in the order they were handled.
+    pub counts: Vec<(usize, Vec<Wish>)>,
+    /// Answers to COUNTs that are decided and have not left.
+    counted: BTreeMap<usize, VecDeque<Value>>,
+    /// CLOSEDs of refused REQs and COUNTs that have not left: the prefixes of their texts.
     refusals: BTreeMap<usize, VecDeque<&'static str>>,
     notices_owed: usize,
     subs: BTreeMap<usize, Sub>,
@@ -132,19 +139,31 @@ impl Expect {
             }
             Sent::Req(name, wishes) => {
                 let seen = ends(name, Seen::ReplacedMidScan);
-                if self.subs.len() < subscriptions_max {
+                if self.subs.len() + self.counts.len() < subscriptions_max {
                     self.subs.insert(name, Sub { wishes, ..Sub::default() });
                 } else {
-                    self.refusals.entry(name).or_default().push_back("rate-limited: ");
+                    self.refuse(name, "rate-limited: ");
                 }
                 seen
             }
             Sent::BadReq(name) => {
                 let seen = ends(name, Seen::ReplacedMidScan);
-                self.refusals.entry(name).or_default().push_back("unsupported: ");
+                self.refuse(name, "unsupported: ");
                 seen
             }
             Sent::Close(name) => ends(name, Seen::ClosedMidScan),
+            Sent::Count(name, wishes) => {
+                if self.subs.len() + self.counts.len() < subscriptions_max {
+                    self.counts.push((name, wishes));
+                    return None;
+                }
+                self.refuse(name, "rate-limited: ");
+                Some(Seen::CountRefused)
+            }
+            Sent::BadCount(name) => {
+                self.refuse(name, "unsupported: ");
+                None
+            }
             Sent::Junk => {
                 self.notices_owed += 1;
                 None
@@ -155,6 +174,19 @@ impl Expect {
     /// The relay knows how to answer an EVENT.
     pub fn answer(&mut self, note: NoteIndex, accepted: bool, text: &'static str) {
         self.answers.entry(note).or_default().push_back((accepted, text));
+    }
+
+    fn refuse(&mut self, name: usize, prefix: &'static str) {
+        self.refusals.entry(name).or_default().push_back(prefix);
+    }
+
+    /// The relay knows how to answer one of `counts`; `None` = it does not, for a reason that begins so.
+    pub fn decide_count(&mut self, nth: usize, answer: Option<Value>, prefix: &'static str) {
+        let (name, _) = self.counts.remove(nth);
+        match answer {
+            Some(answer) => self.counted.entry(name).or_default().push_back(answer),
+            None => self.refuse(name, prefix),
+        }
     }
 
     /// The relay publishes an event; returns how many subscriptions it matches.
@@ -197,6 +229,7 @@ impl Expect {
     pub fn close(&mut self, code: Option<u16>) {
         self.end = End::Closing;
         self.close_code = code;
+        self.counts.clear();
         self.subs.retain(|_, sub| sub.ended);
     }
 
@@ -234,6 +267,10 @@ impl Expect {
                 self.ok(note_of(&id).expect("a known event"), message[2] == true, &string(3));
             }
             ("EOSE", 2) => self.eose(name()),
+            ("COUNT", 3) => {
+                let decided = self.counted.get_mut(&name()).and_then(VecDeque::pop_front);
+                assert_eq!(message[2], decided.expect("an answer follows its count, once"));
+            }
             ("CLOSED", 3) => self.closed(name(), &string(2)),
             ("NOTICE", 2) => {
                 self.notices_owed = self.notices_owed.checked_sub(1).expect("a NOTICE was owed");
@@ -276,7 +313,7 @@ impl Expect {
             assert!(sub.ended || self.end == End::Draining, "CLOSED for a healthy subscription");
         } else {
             let prefix = self.refusals.get_mut(&name).and_then(VecDeque::pop_front);
-            assert!(text.starts_with(prefix.expect("a REQ was refused")), "{text}");
+            assert!(text.starts_with(prefix.expect("a REQ or COUNT was refused")), "{text}");
         }
     }
 
@@ -299,6 +336,8 @@ impl Expect {
     fn owes_no_answer(&self) -> bool {
         self.oks_owed == 0
             && self.notices_owed == 0
+            && self.counts.is_empty()
+            && self.counted.values().all(VecDeque::is_empty)
             && self.refusals.values().all(VecDeque::is_empty)
             && self.answers.values().all(VecDeque::is_empty)
     }

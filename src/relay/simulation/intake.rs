@@ -3,13 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use serde_json::json;
+
 use super::coverage::Seen;
 use super::expect::{NAMES, Sub};
 use super::model::{Log, NoteIndex, Rng, note_of, pool};
 use super::node::Node;
 use super::socket::Socket;
-use crate::nostr::Event;
-use crate::relay::ports::{Chunk, CommitBatch, Query, Sequence, Verdict};
+use crate::nostr::{Event, Sketch};
+use crate::relay::ports::{Chunk, CommitBatch, Counted, Counting, Query, Sequence, Verdict};
 use crate::relay::session::Stage;
 use crate::relay::{ConnectionKey, Now, ScanKey, Shard};
 
@@ -22,6 +24,8 @@ pub enum BusMessage {
 /// A stored query between two slices.
 pub struct ScanState {
     query: Query,
+    /// It counts.
+    counting: Option<Counting>,
     /// The last sequence number it looks at, once that is fixed.
     up_to: Option<Sequence>,
     /// What is left of its result, once the first slice is read.
@@ -137,6 +141,9 @@ impl Node {
             self.scans.remove(&key);
             return self.chunks.push_back((key, chunk));
         }
+        if let Some(counting) = scan.counting {
+            return self.read_count_slice(key, counting, log, rng);
+        }
         if scan.left.is_none() {
             let up_to = scan.up_to.unwrap_or(log.last());
             scan.up_to = Some(up_to);
@@ -153,7 +160,27 @@ impl Node {
         let events = left.drain(..count).map(|n| pool()[n].json.clone().into()).collect();
         let done = left.is_empty();
         let snapshot = scan.up_to.expect("the first slice fixed it");
-        self.chunks.push_back((key, Chunk { snapshot, events, done, failed: None }));
+        self.chunks.push_back((key, Chunk { snapshot, events, done, ..Chunk::default() }));
+    }
+
+    fn read_count_slice(&mut self, key: ScanKey, counting: Counting, log: &Log, rng: &mut Rng) {
+        let scan = self.scans.get_mut(&key).expect("a slice of a count");
+        let up_to = *scan.up_to.get_or_insert(log.last());
+        let counted = match rng.below(20) {
+            0..8 => None,
+            8 => Some(Counted::TooMany),
+            _ => {
+                let result = log.query(up_to, &scan.query.filters, usize::MAX);
+                if let Some((connection, nth)) = whose_count(&self.core, key) {
+                    let (_, wishes) = &self.sockets[&connection].expect.counts[nth];
+                    assert_eq!(result, log.wished(up_to, wishes, usize::MAX), "as asked");
+                }
+                let sketch = counting.sketch.map(|offset| Box::new(Sketch::new(offset)));
+                Some(Counted::Exactly { events: result.len() as u64, sketch })
+            }
+        };
+        let done = counted.is_some();
+        self.chunks.push_back((key, Chunk { snapshot: up_to, done, counted, ..Chunk::default() }));
     }
 
     /// A slice arrives; not before a commit that has begun is done.
@@ -162,6 +189,9 @@ impl Node {
             return;
         }
         let Some((key, chunk)) = self.chunks.pop_front() else { return };
+        if key.is_count() {
+            return self.take_count_chunk(key, chunk, now);
+        }
         let (done, failed) = (chunk.done, chunk.failed.is_some());
         let suppressed = self.core.counters.suppressed_live;
         if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
@@ -179,6 +209,33 @@ impl Node {
         }
         if failed {
             self.note_ended();
+        }
+    }
+
+    fn take_count_chunk(&mut self, key: ScanKey, chunk: Chunk, now: Now) {
+        let whose = whose_count(&self.core, key);
+        let done = chunk.done;
+        if let (Some((connection, nth)), true) = (whose, done) {
+            let (answer, prefix, seen) = match &chunk.counted {
+                Some(Counted::Exactly { events, sketch: None }) => {
+                    (Some(json!({"count": events})), "", Seen::CountAnswered)
+                }
+                Some(Counted::Exactly { events, sketch: Some(sketch) }) => {
+                    let answer = json!({"count": events, "hll": sketch.to_hex()});
+                    (Some(answer), "", Seen::CountAnswered)
+                }
+                Some(Counted::TooMany) => (None, "error: more than ", Seen::CountTooMany),
+                None => (None, "error: the stored events ", Seen::ScanFailed),
+            };
+            self.seen.note(seen);
+            let socket = self.sockets.get_mut(&connection).expect("an open connection");
+            socket.expect.decide_count(nth, answer, prefix);
+        }
+        let wanted = self.core.handle_chunk(key, chunk, now);
+        assert!(whose.is_some() || !wanted, "a count nobody waits for");
+        self.seen.add(Seen::SliceLate, u64::from(whose.is_none()));
+        if !wanted || done {
+            self.scans.remove(&key);
         }
     }
 
@@ -211,8 +268,12 @@ impl Node {
             assert!(self.core.handle_chunk(key, chunk, now), "it has just begun");
             return;
         }
+        self.begin_scan(key, query, None);
+    }
+
+    pub fn begin_scan(&mut self, key: ScanKey, query: Query, counting: Option<Counting>) {
         let up_to = self.core.filed_at(key).filter(|_| self.scans_stop_where_filed);
-        let state = ScanState { query, up_to, left: None };
+        let state = ScanState { query, counting, up_to, left: None };
         assert!(self.scans.insert(key, state).is_none(), "a query starts once");
         self.slices.push_back(key);
     }
@@ -227,6 +288,15 @@ fn client_sub<'a>(
     let (key, name) = whose(core, scan)?;
     let socket = sockets.get_mut(&key).expect("an open connection");
     Some(socket.expect.sub(name).expect("the client knows the subscription"))
+}
+
+/// Whose count this is, and which of those not decided, when it is still wanted.
+fn whose_count(core: &Shard, scan: ScanKey) -> Option<(ConnectionKey, usize)> {
+    let count = core.counts.get(scan.slot())?;
+    let session = core.sessions.get(count.connection.slot())?;
+    let is_it = |slot: &u32| *slot as usize == scan.slot();
+    let nth = session.counts.iter().position(is_it).expect("its connection lists it");
+    (count.generation == scan.generation()).then_some((count.connection, nth))
 }
 
 /// Whose stored query this is, when it is still wanted.

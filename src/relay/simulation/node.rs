@@ -169,6 +169,11 @@ impl Node {
             .is_some_and(|s| matches!(s.phase, Phase::Draining | Phase::Closing { .. }));
         let unbegun = self.core.session(key).map_or(0, |session| session.unbegun);
         self.seen.add(Seen::ScanUnbegun, u64::from(unbegun > 0));
+        let waits = |session: &Session| {
+            session.counts.iter().any(|slot| self.core.counts[*slot as usize].unbegun.is_some())
+        };
+        let waits = self.core.sessions.get(key.slot()).is_some_and(waits);
+        self.seen.add(Seen::CountUnbegun, u64::from(waits));
         let mut ended = Vec::new();
         let socket = self.socket(key);
         socket.reading = reading;
@@ -456,6 +461,10 @@ impl Node {
                 let has_all =
                     |name| matches!(stage(core, *key, name), Some(Stage::Finishing | Stage::Live));
                 socket.expect.stop(Some(1001), has_all);
+                for _ in 0..socket.expect.counts.len() {
+                    self.seen.note(Seen::CountStopped);
+                    socket.expect.decide_count(0, None, "error: the relay is stopping");
+                }
             }
             let session = &core.sessions[key.slot()];
             let (stream, owed) = (session.outbox.stream_len(), session.replies_owed);
@@ -494,6 +503,10 @@ impl Node {
                 Effect::StartScan(key, query) => {
                     self.trace.add(key);
                     self.start_scan(key, query, log, now);
+                }
+                Effect::StartCount(key, query, counting) => {
+                    self.trace.add(key);
+                    self.begin_scan(key, query, Some(counting));
                 }
                 Effect::ResumeScan(key) => {
                     self.trace.add(key);

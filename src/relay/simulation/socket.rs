@@ -136,11 +136,12 @@ impl Socket {
                 let json = pool()[*note].json.replacen("\"content\":\"", "\"content\":\"x", 1);
                 format!("[\"EVENT\",{json}]")
             }
-            Sent::Req(name, wishes) => {
-                let filters: Vec<_> = wishes.iter().map(|wish| wish.json().to_string()).collect();
-                format!("[\"REQ\",{},{}]", NAMES[*name], filters.join(","))
-            }
+            Sent::Req(name, wishes) => ask("REQ", *name, wishes),
+            Sent::Count(name, wishes) => ask("COUNT", *name, wishes),
             Sent::BadReq(name) => format!("[\"REQ\",{},{{\"search\":\"x\"}}]", NAMES[*name]),
+            Sent::BadCount(name) => {
+                format!("[\"COUNT\",{},{{}},{{\"search\":\"x\"}}]", NAMES[*name])
+            }
             Sent::Close(name) => format!("[\"CLOSE\",{}]", NAMES[*name]),
             Sent::Junk => "[\"HELLO\"]".to_owned(),
         };
@@ -234,6 +235,11 @@ impl Socket {
     }
 }
 
+fn ask(verb: &str, name: usize, wishes: &[Wish]) -> String {
+    let filters: Vec<_> = wishes.iter().map(|wish| wish.json().to_string()).collect();
+    format!("[\"{verb}\",{},{}]", NAMES[name], filters.join(","))
+}
+
 /// The first byte of a compressed text message.
 const DEFLATED_TEXT: u8 = 0xc1;
 
@@ -270,11 +276,14 @@ impl Lane {
 pub fn random_message(rng: &mut Rng, names: usize) -> Sent {
     let note: NoteIndex = rng.below(pool().len());
     let name = rng.below(names);
+    let wishes = |rng: &mut Rng| (0..=rng.below(3)).map(|_| Wish::random(rng)).collect();
     match rng.below(100) {
-        0..50 => Sent::Event(note),
-        50..54 => Sent::Forged(note),
-        54..82 => Sent::Req(name, (0..=rng.below(3)).map(|_| Wish::random(rng)).collect()),
-        82..86 => Sent::BadReq(name),
+        0..49 => Sent::Event(note),
+        49..52 => Sent::Forged(note),
+        52..78 => Sent::Req(name, wishes(rng)),
+        78..82 => Sent::Count(name, wishes(rng)),
+        82..84 => Sent::BadReq(name),
+        84..86 => Sent::BadCount(name),
         86..96 => Sent::Close(name),
         _ => Sent::Junk,
     }

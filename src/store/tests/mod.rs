@@ -3,6 +3,7 @@
 mod check;
 mod copies;
 mod corpus;
+mod count;
 mod examples;
 mod maintain;
 mod open;

@@ -24,16 +24,16 @@ fn value(letter: &str, n: u8) -> String {
 }
 
 /// All but the id: rank, author, kind, `created_at`, tags, whether it expires.
-type Spec = (u8, u8, u16, u64, Vec<(&'static str, String)>, bool);
+pub(super) type Spec = (u8, u8, u16, u64, Vec<(&'static str, String)>, bool);
 
-fn specs() -> impl Strategy<Value = Vec<Spec>> {
+pub(super) fn specs() -> impl Strategy<Value = Vec<Spec>> {
     let tags = prop::collection::vec(tag(), 0..4);
     let author = prop::sample::select(&AUTHORS[..]);
     let kind = prop::sample::select(&KINDS[..]);
     prop::collection::vec((0..4u8, author, kind, 1..8u64, tags, prop::bool::weighted(0.1)), 0..40)
 }
 
-fn build(specs: &[Spec]) -> Vec<Event> {
+pub(super) fn build(specs: &[Spec]) -> Vec<Event> {
     let build = |(n, (rank, author, kind, at, tags, expires)): (u32, &Spec)| {
         let mut all: Vec<[&str; 2]> = tags.iter().map(|(name, v)| [*name, v.as_str()]).collect();
         if *expires {
@@ -56,7 +56,7 @@ fn some<T: Clone + Ord + std::fmt::Debug + 'static>(
     prop::option::weighted(0.4, prop::sample::subsequence(from, 0..=most).prop_map(sorted))
 }
 
-fn filter() -> impl Strategy<Value = Filter> {
+pub(super) fn filter() -> impl Strategy<Value = Filter> {
     let ids: Vec<Id> = (0..4).flat_map(|rank| (0..40).map(move |n| id(rank, n))).collect();
     let tags = prop::collection::btree_map(
         prop::sample::select(&LETTERS[..]),

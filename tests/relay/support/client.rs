@@ -32,6 +32,11 @@ pub enum Answer {
     Notice {
         text: String,
     },
+    /// The answer to a COUNT (NIP-45).
+    Count {
+        query: String,
+        answer: Value,
+    },
     Pong(Vec<u8>),
     /// A close frame, with its code.
     Close(Option<u16>),
@@ -69,6 +74,10 @@ impl Answer {
             "NOTICE" => {
                 count(2);
                 Self::Notice { text: string(1) }
+            }
+            "COUNT" => {
+                count(3);
+                Self::Count { query: string(1), answer: value[2].clone() }
             }
             other => panic!("the relay said {other}: {text}"),
         }
@@ -248,6 +257,15 @@ impl Client {
         events
     }
 
+    /// Asks how many events match (NIP-45); the answer's object.
+    pub fn count(&mut self, filters: &[Filter]) -> Value {
+        self.send(ask("COUNT", "count", filters));
+        self.wait("COUNT", |answer| match answer {
+            Answer::Count { query, answer } if query == "count" => Some(answer.clone()),
+            _ => None,
+        })
+    }
+
     /// The next live event of this subscription.
     pub fn live(&mut self, subscription: &str) -> Event {
         self.wait("live event", |answer| match answer {
@@ -268,7 +286,11 @@ impl Client {
 
 /// `["REQ",…]`
 pub fn req(subscription: &str, filters: &[Filter]) -> String {
-    let mut message = vec![Value::from("REQ"), Value::from(subscription)];
+    ask("REQ", subscription, filters)
+}
+
+fn ask(verb: &str, id: &str, filters: &[Filter]) -> String {
+    let mut message = vec![Value::from(verb), Value::from(id)];
     message.extend(filters.iter().map(Filter::json));
     Value::from(message).to_string()
 }
