@@ -41,5 +41,5 @@ pub fn run(args: &BurstArgs) -> anyhow::Result<Outcome> {
         operations: args.burst_events as usize,
         every_ns: args.every_ms * 1_000_000,
     });
-    Show { seed, events: &events, index: &index }.run(&args.crowd, &pace, None)
+    Show { seed, events: &events, index: &index, script: None }.run(&args.crowd, &pace, None)
 }

@@ -90,6 +90,7 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
         ledger: &ledger,
         publish_pace: &pace,
         questions: None,
+        script: None,
         followers: args.subscribers as usize,
         live_filter: args.live_filter,
         any_order: args.any_order,

@@ -68,6 +68,7 @@ pub fn run(args: &IngestArgs) -> anyhow::Result<Outcome> {
         ledger: &ledger,
         publish_pace: &pace,
         questions: None,
+        script: None,
         followers: 0,
         live_filter: LiveFilter::Limit,
         any_order: false,

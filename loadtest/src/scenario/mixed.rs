@@ -4,7 +4,7 @@
 //! delivered is what a naive evaluation of NIP-01's filters says, and not simply everything.
 
 use super::corpus::{Corpus, Shape};
-use super::mix::{Ledger, LiveFilter, Load, Questions, Ran, Verb};
+use super::mix::{Ledger, LiveFilter, Load, Questions, Ran, Script, Verb};
 use super::schedule::{Arrivals, Pace};
 use super::stored::{self, CheckArgs, Checked};
 use super::{Common, extend};
@@ -148,7 +148,8 @@ impl Stage {
                 exact: false,
             }),
         };
-        let show = Show { seed: self.seed, events: &self.events, index: &self.index };
+        let Self { seed, events, index, .. } = self;
+        let show = Show { seed: *seed, events, index, script: None };
         show.run(&args.crowd, &self.pace, questions.as_ref())
     }
 
@@ -193,6 +194,8 @@ pub struct Show<'a> {
     pub seed: u64,
     pub events: &'a [SignedEvent],
     pub index: &'a IdIndex,
+    /// What further connections say.
+    pub script: Option<&'a Script>,
 }
 
 impl Show<'_> {
@@ -216,6 +219,7 @@ impl Show<'_> {
             ledger: &ledger,
             publish_pace: pace,
             questions,
+            script: self.script,
             followers: args.followers as usize,
             live_filter: args.live_filter,
             any_order: args.any_order,
@@ -280,7 +284,7 @@ fn outcome(ran: Ran, checked: Checked) -> Outcome {
         "rejected": verdicts.rejected, "deliveries": followed.deliveries,
         "deliveries_expected": followed.expected, "deliveries_out_of_order": followed.out_of_order,
         "deliveries_per_second": rate(delivery.count), "queries": answered.complete,
-        "queries_per_second": rate(eose.count), "events_returned": answered.events,
+        "queries_per_second": rate(eose.count), "queries_refused": answered.refused, "events_returned": answered.events,
     });
     extend(
         &mut detail,

@@ -104,6 +104,7 @@ fn ask(args: &AskArgs, verb: Verb, limit: Option<usize>) -> anyhow::Result<Outco
         ledger: &ledger,
         publish_pace: &Pace::Closed { in_flight_max: 0 },
         questions: Some(&questions),
+        script: None,
         followers: 0,
         live_filter: LiveFilter::Limit,
         any_order: false,

@@ -2,9 +2,14 @@
 //!
 //! A second of the file is the finest that `created_at` tells: its events are spread evenly over it. Nobody else's
 //! events match the followers' filters, so every delivery is judged; a file with replacements, deletions or expired
-//! events may have some of them refused, which is counted and no violation. A capture of a relay's own (`rheostr
-//! --capture`) tells microseconds, and each of its events is due when it came.
+//! events may have some of them refused, which is counted and no violation.
+//!
+//! A capture of a relay's own (`rheostr --capture`) tells microseconds: each of its events is due when it came, and
+//! goes out by one of the publishers; each connection that said REQ or CLOSE is there again and says it when it did,
+//! but for a CLOSE, which waits for the answer. A REQ must be answered by EOSE or CLOSED, and its latency is told; what
+//! the answer holds is not judged.
 
+use super::mix::{Cue, Script};
 use super::mixed::{CrowdArgs, Show};
 use super::schedule::{Arrivals, Pace};
 use super::share;
@@ -12,9 +17,9 @@ use crate::events::{self, SignedEvent};
 use crate::report::Outcome;
 use anyhow::{Context, ensure};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -27,8 +32,8 @@ pub struct ReplayArgs {
     /// Signed events, in any order; with --runs, each run replays its share
     #[arg(long, value_name = "JSONL")]
     pub events: PathBuf,
-    /// The file is a capture of rheostr's: its events, each when it came; what is no valid event, or came before, is
-    /// left out
+    /// The file is a capture of rheostr's: its events, each when it came, and the REQs and CLOSEs of each connection;
+    /// what is none of these, no valid event, or one that came before, is left out
     #[arg(long)]
     pub captured: bool,
     /// Replay only the first N events of the file
@@ -48,48 +53,88 @@ super::scenario!(ReplayArgs, "replay", crowd.common, run);
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<Outcome> {
     ensure!(args.speed > 0.0, "--speed {} is not above 0", args.speed);
-    let (events, due) = if args.captured {
+    let (events, due, script) = if args.captured {
         ensure!(args.crowd.common.runs == 1, "--captured has its own pace once, not --runs times");
-        let (events, times) = captured(&args.events, args.limit)?;
-        let first = times[0];
-        let due = times.iter().map(|us| ((us - first) as f64 / args.speed * 1e3) as u64).collect();
-        (events, due)
+        let captured = captured(&args.events, args.limit, args.speed)?;
+        (captured.events, captured.due_ns, captured.script)
     } else {
         let (events, _) = events::load(&args.events, args.limit)?;
         let (events, times) = in_time(share(&events, &args.crowd.common)?)?;
-        (events, due_ns(&times, args.speed))
+        (events, due_ns(&times, args.speed), Script::new())
     };
     let file_seconds = due.last().map(|ns: &u64| (*ns as f64 / 1e9 * args.speed).round());
     let index = events::index(&events)?;
     let pace = Pace::Open(Arrivals::At(due));
-    let show = Show { seed: args.seed, events: &events, index: &index };
+    let script = Some(&script).filter(|script| !script.is_empty());
+    let show = Show { seed: args.seed, events: &events, index: &index, script };
     let mut outcome = show.run(&args.crowd, &pace, None)?;
     outcome.detail["file_seconds"] = json!(file_seconds);
     Ok(outcome)
 }
 
-/// The events of a capture, and when each came, in microseconds.
-fn captured(path: &Path, limit: Option<usize>) -> anyhow::Result<(Vec<SignedEvent>, Vec<u64>)> {
+/// What clients said, on a schedule that begins with the first of it.
+#[derive(Debug, Default)]
+struct Capture {
+    events: Vec<SignedEvent>,
+    due_ns: Vec<u64>,
+    script: Script,
+}
+
+/// A line of a capture; its last one has only how many messages found no room.
+#[derive(Deserialize)]
+struct Said {
+    us: Option<u64>,
+    #[serde(default)]
+    shard: u64,
+    #[serde(default)]
+    connection: u64,
+    #[serde(default)]
+    text: String,
+}
+
+/// Reads a capture; of its events, the first `limit`.
+fn captured(path: &Path, limit: Option<usize>, speed: f64) -> anyhow::Result<Capture> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
-    let (mut seen, mut timed) = (HashSet::new(), Vec::new());
+    let mut lines = Vec::new();
     for (number, line) in BufReader::new(file).lines().enumerate() {
-        let line: Value = serde_json::from_str(&line?).with_context(|| {
+        let said: Said = serde_json::from_str(&line?).with_context(|| {
             format!("{}:{} is no line of a capture", path.display(), number + 1)
         })?;
-        // The last line tells only how many messages found no room.
-        let (Some(us), Some(text)) = (line["us"].as_u64(), line["text"].as_str()) else { continue };
-        let Ok((name, event)) = serde_json::from_str::<(String, Value)>(text) else { continue };
-        if name == "EVENT"
-            && let Ok(event) = SignedEvent::from_json(event.to_string())
-            && seen.insert(event.id)
-        {
-            timed.push((event, us));
+        lines.extend(said.us.map(|us| (us, said)));
+    }
+    // Shards hand in their turns side by side.
+    lines.sort_by_key(|(us, _)| *us);
+    let first = lines.first().map_or(0, |(us, _)| *us);
+    let mut capture = Capture::default();
+    let (mut seen, mut places) = (HashSet::new(), HashMap::new());
+    for (us, said) in lines {
+        let due_ns = ((us - first) as f64 / speed * 1e3) as u64;
+        let Ok(message) = serde_json::from_str::<Vec<Value>>(&said.text) else { continue };
+        let subscription = message.get(1).and_then(Value::as_str).map(str::to_owned);
+        match (message.first().and_then(Value::as_str), subscription) {
+            (Some("EVENT"), _) if capture.events.len() < limit.unwrap_or(usize::MAX) => {
+                if let Some(event) = message.get(1)
+                    && let Ok(event) = SignedEvent::from_json(event.to_string())
+                    && seen.insert(event.id)
+                {
+                    capture.events.push(event);
+                    capture.due_ns.push(due_ns);
+                }
+            }
+            (Some(verb @ ("REQ" | "CLOSE")), Some(subscription)) => {
+                let asks = verb == "REQ";
+                let place =
+                    *places.entry((said.shard, said.connection)).or_insert(capture.script.len());
+                if place == capture.script.len() {
+                    capture.script.push(Vec::new());
+                }
+                capture.script[place].push(Cue { due_ns, text: said.text, subscription, asks });
+            }
+            _ => {}
         }
     }
-    timed.truncate(limit.unwrap_or(usize::MAX));
-    ensure!(!timed.is_empty(), "{}: no events", path.display());
-    timed.sort_by_key(|(_, us)| *us);
-    Ok(timed.into_iter().unzip())
+    ensure!(!capture.events.is_empty(), "{}: no events", path.display());
+    Ok(capture)
 }
 
 /// The events and their `created_at`, oldest first.
@@ -130,31 +175,41 @@ mod tests {
     }
 
     #[test]
-    fn a_capture_gives_its_events_when_they_came() {
+    fn a_capture_gives_what_was_said_when_it_was() {
         let mut generator = Generator::new(1, 3, Vec::new(), 1_800_000_000, 3).unwrap();
         let events: Vec<_> = (0..3).map(|_| generator.next_event()).collect();
-        let said =
-            |us: u64, text: String| json!({"us": us, "shard": 0, "connection": 1, "text": text});
-        let event = |us, n: usize| said(us, format!("[\"EVENT\",{}]", events[n].json));
+        let said = |us: u64, connection: u64, text: &str| json!({"us": us, "shard": 0, "connection": connection, "text": text});
+        let event = |us, n: usize| said(us, 1, &format!("[\"EVENT\",{}]", events[n].json));
+        let req = r#"["REQ","s", {}]"#;
         let lines = [
             event(70, 0),
-            said(71, r#"["REQ","s",{}]"#.into()),
+            said(71, 1, req),
             event(9_000, 1),
             event(9_500, 0),
-            said(9_600, r#"["EVENT",{"id":"00"}]"#.into()),
+            said(9_600, 1, r#"["EVENT",{"id":"00"}]"#),
             event(8_000, 2),
-            json!({"dropped": 0}),
+            said(9_700, 2, r#"["REQ"]"#),
+            said(9_800, 3, req),
+            said(9_900, 1, r#"["CLOSE","s"]"#),
+            json!({"dropped_messages": 0}),
         ];
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), lines.map(|line| format!("{line}\n")).concat()).unwrap();
-        let (found, times) = captured(file.path(), None).unwrap();
-        assert_eq!(times, [70, 8_000, 9_000]);
-        assert!(found.iter().map(|one| one.id).eq([0, 2, 1].map(|n: usize| events[n].id)));
-        assert_eq!(captured(file.path(), Some(1)).unwrap().1, [70]);
+        let found = captured(file.path(), None, 10.0).unwrap();
+        assert_eq!(found.due_ns, [0, 793_000, 893_000]);
+        assert!(found.events.iter().map(|one| one.id).eq([0, 2, 1].map(|n: usize| events[n].id)));
+        let cue = |due_ns, text: &str, asks| Cue {
+            due_ns,
+            text: text.to_owned(),
+            subscription: "s".to_owned(),
+            asks,
+        };
+        let first = vec![cue(100, req, true), cue(983_000, r#"["CLOSE","s"]"#, false)];
+        assert_eq!(found.script, [first, vec![cue(973_000, req, true)]]);
+        assert_eq!(captured(file.path(), Some(1), 1.0).unwrap().due_ns, [0]);
         std::fs::write(file.path(), "no JSON").unwrap();
-        assert!(
-            format!("{:#}", captured(file.path(), None).unwrap_err()).contains(":1 is no line")
-        );
+        let error = captured(file.path(), None, 1.0).unwrap_err();
+        assert!(format!("{error:#}").contains(":1 is no line"));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum Fault {
     ClosesQueries(usize),
     /// Every nth REQ is not answered.
     IgnoresQueries(usize),
+    /// EOSE comes so many milliseconds late, and not at all to who has closed meanwhile.
+    AnswersLate(u64),
     /// Every nth connection is broken off before the handshake.
     HangsUpOn(usize),
     /// Every nth connection waits for its handshake's answer for good.
@@ -134,7 +136,7 @@ pub fn start_at(port: u16, fault: Fault) -> SocketAddr {
     address
 }
 
-fn serve(state: &Mutex<State>, number: usize, socket: TcpStream) {
+fn serve(state: &Arc<Mutex<State>>, number: usize, socket: TcpStream) {
     socket.set_nodelay(true).unwrap();
     let second = socket.try_clone().unwrap();
     let Ok(mut reader) = accept(socket) else {
@@ -146,11 +148,17 @@ fn serve(state: &Mutex<State>, number: usize, socket: TcpStream) {
         let Message::Text(text) = message else { continue };
         let request: Value = serde_json::from_str(&text).unwrap();
         stall(state);
+        let shared = state;
         let mut state = state.lock().unwrap();
         state.also_say(&request, &writer);
         match request[0].as_str().unwrap() {
             "EVENT" => state.publish(&request[1], &writer),
-            "REQ" => state.subscribe(number, &request, &writer),
+            "REQ" => {
+                state.subscribe(number, &request, &writer);
+                if let Fault::AnswersLate(ms) = state.fault {
+                    answer_late(ms, shared, number, request);
+                }
+            }
             "COUNT" if state.fault == Fault::RefusesToCount => {
                 say(&writer, &json!(["CLOSED", request[1], "unsupported: no counting here"]));
             }
@@ -163,6 +171,18 @@ fn serve(state: &Mutex<State>, number: usize, socket: TcpStream) {
     }
     state.lock().unwrap().unsubscribe(number, None);
     writer.lock().unwrap().get_ref().shutdown(Shutdown::Both).ok();
+}
+
+fn answer_late(ms: u64, state: &Arc<Mutex<State>>, number: usize, request: Value) {
+    let state = Arc::clone(state);
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(ms));
+        let state = state.lock().unwrap();
+        let mut live = state.subscriptions.iter();
+        if let Some(one) = live.find(|one| one.connection == number && one.name == request[1]) {
+            say(&one.writer, &json!(["EOSE", request[1]]));
+        }
+    });
 }
 
 fn stall(state: &Mutex<State>) {
@@ -264,7 +284,9 @@ impl State {
         for event in found.into_iter().take(filter["limit"].as_u64().unwrap_or(5000) as usize) {
             say(writer, &json!(["EVENT", name, event]));
         }
-        say(writer, &json!(["EOSE", name]));
+        if !matches!(self.fault, Fault::AnswersLate(_)) {
+            say(writer, &json!(["EOSE", name]));
+        }
         self.unsubscribe(connection, Some(name));
         self.subscriptions.push(Subscription {
             connection,

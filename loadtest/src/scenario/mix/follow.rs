@@ -94,6 +94,10 @@ impl<'a> Follow<'a> {
         Ok(Self { ledger, lanes, followed: Followed::default() })
     }
 
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
     /// Every open subscription has all that was accepted; true only once publishing is over.
     pub fn is_done(&self) -> bool {
         self.lanes.iter().all(|Lane { line, book }| {

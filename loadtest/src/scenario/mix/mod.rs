@@ -1,4 +1,4 @@
-//! The load that most scenarios are made of: publishers, askers and followers, in any numbers.
+//! The load that most scenarios are made of: publishers, askers, followers and captured subscribers, in any numbers.
 //!
 //! Each thread has some of each and one epoll set. In the window it does nothing but send what is due and judge what
 //! arrives; what must have arrived is settled afterwards.
@@ -8,6 +8,7 @@ mod follow;
 mod hub;
 mod ledger;
 mod publish;
+mod recite;
 
 pub use ask::{Answered, Questions, Verb};
 pub use follow::Followed;
@@ -15,6 +16,7 @@ pub use follow::Followed;
 pub use ledger::Audience;
 pub use ledger::Ledger;
 pub use publish::Published;
+pub use recite::{Cue, Script};
 
 use super::schedule::Pace;
 use super::{Clock, Common, Notices, POLL_MS_MAX, Window, Worker, connect, deal, measure};
@@ -29,6 +31,7 @@ use clap::ValueEnum;
 use follow::Follow;
 use hub::Hub;
 use publish::Publish;
+use recite::Recite;
 use serde::Serialize;
 use serde_json::Value;
 use std::time::Duration;
@@ -62,6 +65,7 @@ pub struct Load<'a> {
     pub ledger: &'a Ledger<'a>,
     pub publish_pace: &'a Pace,
     pub questions: Option<&'a Questions<'a>>,
+    pub script: Option<&'a Script>,
     /// Each follows one of the ledger's audiences, in turn.
     pub followers: usize,
     pub live_filter: LiveFilter,
@@ -82,7 +86,11 @@ pub struct Ran {
 impl Load<'_> {
     pub fn connections(&self) -> usize {
         let askers = self.questions.map_or(0, |questions| questions.connections);
-        self.ledger.publishers + askers + self.followers
+        self.ledger.publishers + askers + self.followers + self.reciters()
+    }
+
+    fn reciters(&self) -> usize {
+        self.script.map_or(0, Vec::len)
     }
 
     /// How long the schedules are; nothing for closed loops.
@@ -90,7 +98,9 @@ impl Load<'_> {
         let asking = self
             .questions
             .map_or(Duration::ZERO, |questions| questions.pace.length(questions.queries.len()));
-        self.publish_pace.length(self.ledger.events.len()).max(asking)
+        let last_cues = self.script.into_iter().flatten().filter_map(|cues| cues.last());
+        let reciting = Duration::from_nanos(last_cues.map(|cue| cue.due_ns).max().unwrap_or(0));
+        self.publish_pace.length(self.ledger.events.len()).max(asking).max(reciting)
     }
 
     /// Connects, subscribes, and runs the window.
@@ -99,6 +109,7 @@ impl Load<'_> {
     /// Anything that keeps the window from being measured.
     pub fn run(&self, common: &Common, target: &Target) -> anyhow::Result<Ran> {
         let mut connections = connect(target, self.connections())?;
+        let reciters = connections.split_off(connections.len() - self.reciters());
         let mut followers = connections.split_off(connections.len() - self.followers);
         let askers = connections.split_off(self.ledger.publishers);
         self.subscribe(&mut followers, target.connect_timeout)?;
@@ -110,12 +121,14 @@ impl Load<'_> {
             (0..apart).map(|_| Vec::new()).chain(hands).collect::<Vec<_>>()
         };
         let (askers, followers) = (hand(askers, apart), hand(followers, apart));
+        let reciters = hand(reciters, apart);
         let mut workers = hand(connections, 0)
             .into_iter()
             .zip(askers)
             .zip(followers)
-            .map(|((publishers, askers), followers)| {
-                MixWorker::new(self, publishers, askers, followers)
+            .zip(reciters)
+            .map(|(((publishers, askers), followers), reciters)| {
+                MixWorker::new(self, publishers, askers, followers, reciters)
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let window = measure(common, self.length() + common.timeout(), &mut workers)?;
@@ -151,6 +164,7 @@ struct MixWorker<'a> {
     publish: Publish<'a>,
     ask: Option<Ask<'a>>,
     follow: Follow<'a>,
+    recite: Option<Recite<'a>>,
 }
 
 impl<'a> MixWorker<'a> {
@@ -159,22 +173,30 @@ impl<'a> MixWorker<'a> {
         publishers: Vec<(usize, Connection)>,
         askers: Vec<(usize, Connection)>,
         followers: Vec<(usize, Connection)>,
+        reciters: Vec<(usize, Connection)>,
     ) -> anyhow::Result<Self> {
         let (notices, violations) = Default::default();
         let hub = Hub { poller: Poller::new()?, notices, violations };
         let first_asker = publishers.len();
         let first_follower = first_asker + askers.len();
+        let first_reciter = first_follower + followers.len();
         let publish = Publish::new(&hub, load.ledger, load.publish_pace, publishers, 0)?;
         let ask = load
             .questions
             .map(|questions| Ask::new(&hub, questions, askers, first_asker))
             .transpose()?;
         let follow = Follow::new(&hub, load.ledger, followers, first_follower)?;
-        Ok(Self { hub, publish, ask, follow })
+        let recite = load
+            .script
+            .map(|script| Recite::new(&hub, script, reciters, first_reciter))
+            .transpose()?;
+        Ok(Self { hub, publish, ask, follow, recite })
     }
 
     fn is_done(&self) -> bool {
-        self.publish.is_done() && self.ask.as_ref().is_none_or(Ask::is_done)
+        self.publish.is_done()
+            && self.ask.as_ref().is_none_or(Ask::is_done)
+            && self.recite.as_ref().is_none_or(Recite::is_done)
     }
 
     /// Waits once and serves everything that is ready; false when the generator itself fails.
@@ -185,19 +207,30 @@ impl<'a> MixWorker<'a> {
             return false;
         }
         for &one in ready.iter() {
-            let publishers = self.publish.lanes();
-            let askers = self.ask.as_ref().map_or(0, Ask::lanes);
-            match (one.token, &mut self.ask) {
-                (at, _) if at < publishers => self.publish.serve(at, &mut self.hub, one, clock),
-                (at, Some(ask)) if at < publishers + askers => {
-                    ask.serve(at - publishers, &mut self.hub, one, clock);
-                }
-                (at, _) => {
-                    self.follow.serve(at - publishers - askers, &mut self.hub, one, clock);
-                }
-            }
+            self.serve(one, clock);
         }
         true
+    }
+
+    /// Tokens are those of publishers, then askers, followers, and reciting connections.
+    fn serve(&mut self, one: Ready, clock: Clock) {
+        let mut at = one.token;
+        if at < self.publish.lanes() {
+            return self.publish.serve(at, &mut self.hub, one, clock);
+        }
+        at -= self.publish.lanes();
+        if let Some(ask) = &mut self.ask {
+            if at < ask.lanes() {
+                return ask.serve(at, &mut self.hub, one, clock);
+            }
+            at -= ask.lanes();
+        }
+        match &mut self.recite {
+            Some(recite) if at >= self.follow.lanes() => {
+                recite.serve(at - self.follow.lanes(), &mut self.hub, one, clock);
+            }
+            _ => self.follow.serve(at, &mut self.hub, one, clock),
+        }
     }
 
     fn finish(self, any_order: bool, ran: &mut Ran) {
@@ -206,6 +239,9 @@ impl<'a> MixWorker<'a> {
         ran.published.merge(self.publish.finish(&mut ran.violations));
         if let Some(ask) = self.ask {
             ran.answered.merge(ask.finish(&mut ran.violations));
+        }
+        if let Some(recite) = self.recite {
+            ran.answered.merge(recite.finish(&mut ran.violations));
         }
         ran.followed.merge(self.follow.finish(any_order, &mut ran.violations));
     }
@@ -218,6 +254,9 @@ impl Worker for MixWorker<'_> {
             let mut wait = self.publish.send_due(&mut self.hub, clock);
             if let Some(ask) = &mut self.ask {
                 wait = wait.min(ask.send_due(&mut self.hub, clock));
+            }
+            if let Some(recite) = &mut self.recite {
+                wait = wait.min(recite.send_due(&mut self.hub, clock));
             }
             if !self.turn(clock, wait, &mut ready) {
                 return;
