@@ -41,7 +41,7 @@ const CONNECTION_BYTES: u64 = 1_024;
 /// the connection's place in it.
 const ADDRESS_BYTES: u64 = 96;
 /// What a shard keeps of one of the newest events beside its record, and counts over all of them.
-const RECENT_EVENT_BYTES: u64 = 56;
+const RECENT_EVENT_BYTES: u64 = 54;
 const RECENT_COUNTS_BYTES: u64 = 256 << 10;
 /// Keys and dedupe of one shard, and 16 MiB of empty batches.
 const SHARD_BYTES: u64 = 20 << 20;

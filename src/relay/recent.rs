@@ -10,6 +10,7 @@
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::ports::{CommitBatch, Erased, Newest, Sequence, Vanished};
 use crate::nostr::event::{Event, EventView, Kind};
@@ -17,6 +18,10 @@ use crate::nostr::{Filter, TagRef};
 
 /// Looks one query may take, about: a filter's list of authors or kinds makes a look longer. Some 50 µs.
 const LOOKS_MAX: usize = 1 << 16;
+
+/// Values of a column that are compared in about the time of one look.
+const COMPARED_AT_ONCE: usize = 16;
+const BLOCK: usize = 4 * COMPARED_AT_ONCE;
 
 /// Events one query may look into that do not match: each is likely to be far from the processor.
 const MISSES_MAX: usize = 256;
@@ -26,6 +31,9 @@ const WRAPS_MAX: u16 = 1_024;
 
 /// Events of one answer: references, kept until the client has taken them.
 const ANSWER_EVENTS_MAX: usize = 512;
+
+/// Events that the filters of one query may find, those found twice included.
+const FOUND_MAX: usize = 2 * ANSWER_EVENTS_MAX;
 
 /// Bytes of the events of one answer.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
@@ -42,25 +50,14 @@ fn rank(sequence: Sequence, event: EventView<'_>) -> Rank {
     (Reverse(event.created_at()), u64::from_be_bytes(*id), sequence)
 }
 
-/// What is looked at before an event.
-#[derive(Clone, Copy, Debug)]
-struct Mark {
-    created_at: u64,
-    /// The author's first bytes.
-    author: [u8; 4],
-    kind: u16,
+/// The first bytes of a key, which are looked at before an event.
+fn head(key: &[u8]) -> u32 {
+    u32::from_be_bytes(*key.first_chunk().expect("a key is longer"))
 }
 
-impl Mark {
-    fn of(event: EventView<'_>) -> Self {
-        let author = *event.pubkey().first_chunk().expect("a key is longer");
-        Self { created_at: event.created_at(), author, kind: event.kind().0 }
-    }
-
-    /// Counts go by these bytes of a key.
-    fn author_slot(author: &[u8]) -> usize {
-        usize::from(u16::from_be_bytes([author[0], author[1]]))
-    }
+/// Counts of authors go by these bytes of a key.
+fn author_slot(head: u32) -> usize {
+    (head >> 16) as usize
 }
 
 /// See the module.
@@ -68,9 +65,12 @@ impl Mark {
 pub struct Recent {
     events_max: usize,
     bytes_max: usize,
-    /// The last in order first, so that new ones come to the end. Both have one length.
-    marks: VecDeque<Mark>,
+    /// The last in order first, so that new ones come to the end. What is looked at before an event lies in
+    /// columns of the same length, for the processor to compare many at once.
     events: VecDeque<(Sequence, Event)>,
+    seconds: VecDeque<u64>,
+    authors: VecDeque<u32>,
+    kinds: VecDeque<u16>,
     /// Of their records.
     bytes: usize,
     /// All stored events before this place are here; all that are stored, where there is none.
@@ -91,8 +91,10 @@ impl Recent {
             events_max: events_max.into(),
             bytes_max: bytes_max as usize,
             // Memory is taken as it fills.
-            marks: VecDeque::with_capacity(room),
             events: VecDeque::with_capacity(room),
+            seconds: VecDeque::with_capacity(room),
+            authors: VecDeque::with_capacity(room),
+            kinds: VecDeque::with_capacity(room),
             bytes: 0,
             floor: (events_max == 0).then_some(TOP),
             by_author: counts(),
@@ -183,29 +185,32 @@ impl Recent {
         }
         let since = filter.since.unwrap_or(0);
         let has_all = self.floor.is_none_or(|(Reverse(floor), ..)| floor < since);
-        if filter.ids.is_some() || !has_all && self.at_most(filter) < wanted {
+        let at_most = self.at_most(filter);
+        if filter.ids.is_some() || !has_all && at_most < wanted {
             return None;
         }
+        if at_most == 0 {
+            return Some(());
+        }
         let until = filter.until.unwrap_or(u64::MAX);
-        let end = self.marks.partition_point(|mark| mark.created_at <= until);
-        let kinds = filter.kinds.as_deref();
-        let authors = filter.authors.as_deref();
+        let begin = self.seconds.partition_point(|second| *second < since);
+        let mut end = self.seconds.partition_point(|second| *second <= until);
+        let (kinds, authors) = (filter.kinds.as_deref(), filter.authors.as_deref());
         let per_look = 1 + list_looks(kinds.map(<[_]>::len)) + list_looks(authors.map(<[_]>::len));
-        let looks_max = *looks / per_look;
         let (mut left, mut misses) = (wanted, 0);
-        let mut looked = 0;
-        for (at, mark) in self.marks.range(..end).enumerate().rev() {
-            if mark.created_at < since {
-                *looks -= looked * per_look;
-                return Some(());
-            }
-            if looked == looks_max || misses > MISSES_MAX {
-                return None;
-            }
-            looked += 1;
-            if kinds.is_some_and(|kinds| kinds.binary_search(&mark.kind).is_err())
+        while begin < end {
+            let next = match (authors, kinds) {
+                (Some([author]), _) => last_of(&self.authors, begin..end, head(author)),
+                (None, Some([kind])) => last_of(&self.kinds, begin..end, *kind),
+                _ => Some(end - 1),
+            };
+            let passed = end - next.unwrap_or(begin);
+            *looks = looks.checked_sub(per_look + passed / COMPARED_AT_ONCE)?;
+            let Some(at) = next else { break };
+            end = at;
+            if kinds.is_some_and(|kinds| kinds.binary_search(&self.kinds[at]).is_err())
                 || authors.is_some_and(|authors| {
-                    authors.binary_search_by(|key| key[..4].cmp(&mark.author)).is_err()
+                    authors.binary_search_by(|key| head(key).cmp(&self.authors[at])).is_err()
                 })
             {
                 continue;
@@ -214,19 +219,20 @@ impl Recent {
             let view = event.view();
             if *sequence > last || view.is_expired(unix_s) || !filter.matches(view) {
                 misses += 1;
+                if misses > MISSES_MAX {
+                    return None;
+                }
                 continue;
             }
             found.push(at);
             left -= 1;
             if left == 0 {
-                *looks -= looked * per_look;
                 return Some(());
             }
-            if found.len() > ANSWER_EVENTS_MAX * 2 {
+            if found.len() > FOUND_MAX {
                 return None;
             }
         }
-        *looks -= looked * per_look;
         has_all.then_some(())
     }
 
@@ -239,7 +245,7 @@ impl Recent {
         let sum = |slots: &mut dyn Iterator<Item = u16>| slots.map(u64::from).sum::<u64>();
         let authors = filter.authors.as_ref().filter(|authors| authors.len() <= COUNTED_MAX);
         let authors = authors.map_or(u64::MAX, |authors| {
-            sum(&mut authors.iter().map(|key| self.by_author[Mark::author_slot(key)]))
+            sum(&mut authors.iter().map(|key| self.by_author[author_slot(head(key))]))
         });
         let kinds = filter.kinds.as_ref().filter(|kinds| kinds.len() <= COUNTED_MAX);
         let kinds = kinds.map_or(u64::MAX, |kinds| {
@@ -258,27 +264,32 @@ impl Recent {
     }
 
     fn insert(&mut self, place: usize, sequence: Sequence, event: &Event) {
-        let mark = Mark::of(event.view());
-        self.by_author[Mark::author_slot(&mark.author)] += 1;
-        self.by_kind[usize::from(mark.kind)] += 1;
+        let view = event.view();
+        let (author, kind) = (head(view.pubkey()), view.kind().0);
+        self.by_author[author_slot(author)] += 1;
+        self.by_kind[usize::from(kind)] += 1;
         self.bytes += event.record().len();
-        self.marks.insert(place, mark);
         self.events.insert(place, (sequence, event.clone()));
+        self.seconds.insert(place, view.created_at());
+        self.authors.insert(place, author);
+        self.kinds.insert(place, kind);
     }
 
     fn remove(&mut self, at: usize) {
-        let (Some(mark), Some((_, event))) = (self.marks.remove(at), self.events.remove(at)) else {
-            return;
-        };
-        self.by_author[Mark::author_slot(&mark.author)] -= 1;
-        self.by_kind[usize::from(mark.kind)] -= 1;
+        let Some((_, event)) = self.events.remove(at) else { return };
+        self.seconds.remove(at);
+        self.authors.remove(at);
+        self.kinds.remove(at);
+        let view = event.view();
+        self.by_author[author_slot(head(view.pubkey()))] -= 1;
+        self.by_kind[usize::from(view.kind().0)] -= 1;
         self.bytes -= event.record().len();
     }
 
     fn forget_one(&mut self, erased: Erased) {
-        let first = self.marks.partition_point(|mark| mark.created_at < erased.created_at);
-        let mut same = (first..self.marks.len())
-            .take_while(|at| self.marks[*at].created_at == erased.created_at);
+        let first = self.seconds.partition_point(|second| *second < erased.created_at);
+        let mut same =
+            (first..self.seconds.len()).take_while(|at| self.seconds[*at] == erased.created_at);
         if let Some(at) = same.find(|at| self.events[*at].0 == erased.sequence) {
             self.remove(at);
         }
@@ -291,9 +302,9 @@ impl Recent {
         if self.by_kind[usize::from(Kind::GIFT_WRAP.0)] > WRAPS_MAX {
             return self.clear();
         }
-        for at in (0..self.marks.partition_point(|mark| mark.created_at <= vanished.up_to)).rev() {
-            let mark = self.marks[at];
-            let may_be = mark.author == vanished.pubkey[..4] || mark.kind == Kind::GIFT_WRAP.0;
+        for at in (0..self.seconds.partition_point(|second| *second <= vanished.up_to)).rev() {
+            let may_be =
+                self.authors[at] == head(&vanished.pubkey) || self.kinds[at] == Kind::GIFT_WRAP.0;
             if may_be && is_covered(self.events[at].1.view(), vanished) {
                 self.remove(at);
             }
@@ -305,8 +316,10 @@ impl Recent {
         if let Some((sequence, event)) = self.events.back() {
             self.floor = Some(rank(*sequence, event.view()));
         }
-        self.marks.clear();
         self.events.clear();
+        self.seconds.clear();
+        self.authors.clear();
+        self.kinds.clear();
         self.bytes = 0;
         self.by_author.fill(0);
         self.by_kind.fill(0);
@@ -320,6 +333,33 @@ impl Recent {
             self.remove(0);
         }
     }
+}
+
+/// The last place in a range of a column that holds `value`.
+fn last_of<T: Copy + PartialEq>(
+    column: &VecDeque<T>,
+    range: Range<usize>,
+    value: T,
+) -> Option<usize> {
+    let (front, back) = column.as_slices();
+    let of_back = |at: usize| at.saturating_sub(front.len());
+    let of_front = range.start.min(front.len())..range.end.min(front.len());
+    let in_back = last_position(&back[of_back(range.start)..of_back(range.end)], value);
+    in_back
+        .map(|at| range.start.max(front.len()) + at)
+        .or_else(|| Some(range.start + last_position(&front[of_front], value)?))
+}
+
+fn last_position<T: Copy + PartialEq>(values: &[T], value: T) -> Option<usize> {
+    let mut end = values.len();
+    // Whole blocks without a branch in them, which become a few vector instructions.
+    while let Some(block) = end.checked_sub(BLOCK).map(|start| &values[start..end]) {
+        if block.iter().map(|other| u32::from(*other == value)).sum::<u32>() > 0 {
+            break;
+        }
+        end -= BLOCK;
+    }
+    values[..end].iter().rposition(|other| *other == value)
 }
 
 /// How much longer a list of so many values makes a look.
