@@ -267,6 +267,17 @@ pub const KEYS: &[Key] = &[
         "Bytes of their records, which all shards share.",
     ),
     key(
+        "limits.connection_query_entries_max",
+        Allowed::Number(0, 1 << 40),
+        "Index entries that the stored queries of one connection may examine at once, about; a query beyond \
+         them is refused or ended as rate-limited. 0 = any number.",
+    ),
+    key(
+        "limits.connection_query_entries_per_s",
+        Allowed::Number(0, 1_000_000_000),
+        "How many of those a connection may have again each second.",
+    ),
+    key(
         "limits.outbox_messages_max",
         Allowed::Number(1, 100_000),
         "Frames waiting in one connection's subscription stream; a stored query pauses there.",

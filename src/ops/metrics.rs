@@ -156,6 +156,7 @@ metrics! {
         subscriptions_closed: Counter "subscriptions_ended" ("reason", "client"), "Subscriptions ended, by reason.";
         subscriptions_refused: Counter "subscriptions_ended" ("reason", "refused"), "REQs refused.";
         subscriptions_slow: Counter "subscriptions_ended" ("reason", "slow_consumer"), "Subscriptions whose reader fell behind.";
+        subscriptions_over_budget: Counter "subscriptions_ended" ("reason", "over_budget"), "Subscriptions whose stored query looked at too much.";
         subscriptions_failed: Counter "subscriptions_ended" ("reason", "store_failed"), "Subscriptions the store could not serve.";
         counts_answered: Counter "counts" ("result", "answered"), "COUNTs, by what became of them.";
         counts_refused: Counter "counts" ("result", "refused"), "COUNTs refused, or given up at the shutdown.";

@@ -71,6 +71,8 @@ pub struct Counters {
     pub subscriptions_slow: u64,
     /// Subscriptions ended because the store failed.
     pub subscriptions_failed: u64,
+    /// Subscriptions whose stored query went beyond its connection's budget.
+    pub subscriptions_over_budget: u64,
     /// COUNTs answered with a number.
     pub counts_answered: u64,
     /// COUNTs refused, or given up because the relay stopped.

@@ -5,14 +5,15 @@
 //!     └──────────────the connection ends, or the relay stops──────┴──────────▶ given up
 //! ```
 //! A count is subject to what a REQ is: it holds a place among its connection's subscriptions
-//! (`subscriptions_max`), and is one of its stored queries (`connection_queries_max`). Its id is no
+//! (`subscriptions_max`), and is one of its stored queries (`connection_queries_max`), and what it looks at is charged to its connection. Its id is no
 //! subscription's: a CLOSE or a REQ of the same id leaves it alone, and each is answered, in the slot
 //! that was reserved when it was read, by one COUNT or one CLOSED.
 
+use super::budget::ASKED_TOO_MUCH;
 use super::planted::{Bug, planted};
 use super::ports::{Chunk, Counted, Counting, Query, ScanKey, Sequence};
 use super::session::ConnectionKey;
-use super::shard::{Effect, Shard};
+use super::shard::{Effect, Now, Shard};
 use crate::nostr::{Filter, RelayMessage, SketchOffset, SubscriptionId};
 
 /// A COUNT whose answer is awaited.
@@ -35,6 +36,7 @@ impl Shard {
         query: &SubscriptionId,
         filters: Vec<Filter>,
         sketch: Option<SketchOffset>,
+        now: Now,
     ) {
         let limits = self.setup.limits.clone();
         let Some(session) = self.session(key) else { return };
@@ -42,6 +44,11 @@ impl Shard {
         if session.places_taken() >= max && !planted(Bug::CountsUnbounded) {
             let reason = format!("rate-limited: {max} subscriptions are open, the most allowed");
             return self.refuse_count(key, query, &reason);
+        }
+        // What it looks at is charged with its slices, and bounded for each count.
+        let admitted = session.examined.admit(1, &limits, now.ms).is_some();
+        if !admitted && !planted(Bug::QueriesUnlimited) {
+            return self.refuse_count(key, query, ASKED_TOO_MUCH);
         }
         self.generation = self.generation.wrapping_add(1);
         let counting = Counting { entries_max: limits.count_entries_max.into(), sketch };
@@ -68,7 +75,7 @@ impl Shard {
     }
 
     /// Takes a slice of a count; whether it is still wanted.
-    pub(super) fn handle_count_slice(&mut self, scan: ScanKey, chunk: Chunk) -> bool {
+    pub(super) fn handle_count_slice(&mut self, scan: ScanKey, chunk: Chunk, now: Now) -> bool {
         let Some(count) = self
             .counts
             .get(scan.slot())
@@ -76,11 +83,15 @@ impl Shard {
         else {
             return false;
         };
+        let (key, query) = (count.connection, count.query.clone());
+        let limits = self.setup.limits.clone();
+        if let Some(session) = self.session(key).filter(|_| !planted(Bug::SlicesUncharged)) {
+            session.examined.charge(chunk.examined, &limits, now.ms);
+        }
         if !chunk.done {
             self.effects.push_back(Effect::ResumeScan(scan));
             return true;
         }
-        let (key, query) = (count.connection, count.query.clone());
         self.forget_count(scan.slot());
         if let Some(session) = self.session(key) {
             session.counts.retain(|slot| *slot as usize != scan.slot());

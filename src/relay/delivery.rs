@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::budget::{ASKED_TOO_MUCH, estimate};
 use super::outbox::{Name, Outbox};
 use super::planted::{Bug, planted};
 use super::ports::{Chunk, Query, ScanKey, Sequence};
@@ -26,6 +27,9 @@ const TURN_EVENTS: usize = 16;
 /// Bytes of stored events deflated for one connection before its batch leaves: some 0.6 ms.
 const DEFLATED_PER_BATCH: u64 = 32 << 10;
 
+/// Said to a subscription whose stored query goes beyond the same bound.
+const LOOKS_AT_TOO_MUCH: &str = "rate-limited: the query looks at too many stored events";
+
 impl Shard {
     /// Opens a subscription, or replaces the one of the same id.
     pub(super) fn subscribe(
@@ -37,12 +41,20 @@ impl Shard {
     ) {
         self.unsubscribe(key, &id, now);
         let max = self.setup.limits.subscriptions_max as usize;
-        let Some(session) = self.session(key) else { return };
+        let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+            return;
+        };
         // One the relay has ended holds its place until its CLOSED has left: so many wait at most.
         if session.places_taken() >= max {
             let reason = format!("rate-limited: {max} subscriptions are open, the most allowed");
             return self.refuse_subscription(key, &id, &reason, now);
         }
+        let limits = &self.setup.limits;
+        let expected = estimate(&filters, limits.filter_limit_max.into());
+        let admitted = session.examined.admit(expected, limits, now.ms);
+        let Some(reserved) = admitted.or(planted(Bug::QueriesUnlimited).then_some(0)) else {
+            return self.refuse_subscription(key, &id, ASKED_TOO_MUCH, now);
+        };
         self.release_slot(key);
         self.counters.reqs += 1;
         self.generation = self.generation.wrapping_add(1);
@@ -63,6 +75,7 @@ impl Shard {
             filed_at: self.last_sequence,
             stage: if wants_stored { Stage::Unbegun } else { Stage::Finishing },
             query: wants_stored.then(|| Box::new(Query { filters, limit_max })),
+            reserved,
             filters: filed,
             snapshot: None,
             asked_us: self.turn_us,
@@ -313,7 +326,7 @@ impl Shard {
     /// Takes a slice of a stored query; whether the query is still wanted.
     pub fn handle_chunk(&mut self, scan: ScanKey, chunk: Chunk, now: Now) -> bool {
         if scan.is_count() {
-            return self.handle_count_slice(scan, chunk);
+            return self.handle_count_slice(scan, chunk, now);
         }
         let Some(subscription) = self
             .subscriptions
@@ -329,6 +342,12 @@ impl Shard {
             self.fail_subscription(slot, "error: the stored events could not be read");
             return false;
         }
+        if !self.pay_for(slot, chunk.examined, chunk.done, now) && !chunk.done {
+            self.counters.subscriptions_over_budget += 1;
+            self.fail_subscription(slot, LOOKS_AT_TOO_MUCH);
+            return false;
+        }
+        let subscription = &mut self.subscriptions[scan.slot()];
         if subscription.snapshot.is_none() {
             subscription.snapshot = Some(chunk.snapshot);
             let live = std::mem::take(&mut subscription.live);
@@ -352,6 +371,25 @@ impl Shard {
         self.wait_turn(slot);
         self.pump(key, now);
         true
+    }
+
+    /// Charges a connection for a slice of a stored query, as far as it is more than was charged for the
+    /// query; whether the query may go on.
+    fn pay_for(&mut self, slot: u32, examined: u64, done: bool, now: Now) -> bool {
+        let examined = if planted(Bug::SlicesUncharged) { 0 } else { examined };
+        let subscription = &mut self.subscriptions[slot as usize];
+        let beyond = examined.saturating_sub(subscription.reserved);
+        subscription.reserved = subscription.reserved.saturating_sub(examined);
+        let key = subscription.connection;
+        let left = if done { std::mem::take(&mut subscription.reserved) } else { 0 };
+        let Some(session) = self.sessions.get_mut(key.slot()).filter(|s| s.key == key) else {
+            return true;
+        };
+        let goes_on = session.examined.charge(beyond, &self.setup.limits, now.ms);
+        if !planted(Bug::ReserveKept) {
+            session.examined.give_back(left);
+        }
+        goes_on || planted(Bug::QueriesUnlimited)
     }
 
     fn wait_turn(&mut self, slot: u32) {

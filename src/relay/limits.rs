@@ -41,6 +41,10 @@ pub struct Limits {
     pub recent_events_max: u16,
     /// Bytes of their records, which all shards share.
     pub recent_bytes_max: u32,
+    /// Index entries that the stored queries of one connection may examine at once, about; 0 = any number.
+    pub connection_query_entries_max: u64,
+    /// How many of those a connection may have again each second.
+    pub connection_query_entries_per_s: u32,
     /// Frames waiting in one connection's subscription stream; a stored scan pauses there.
     pub outbox_messages_max: u32,
     /// Bytes waiting in one connection's subscription stream.
@@ -91,6 +95,9 @@ impl Default for Limits {
             connection_queries_max: 8,
             recent_events_max: 16_384,
             recent_bytes_max: 32 << 20,
+            // What a reader does in some ten seconds, and in most of one.
+            connection_query_entries_max: 20_000_000,
+            connection_query_entries_per_s: 1_000_000,
             outbox_messages_max: 100,
             outbox_bytes_max: 1 << 20,
             replies_max: 512,

@@ -9,6 +9,7 @@
 //! `echo`, which no relay contains, lets a conformance suite talk to the decoder, outbox and writer.
 
 pub mod admission;
+mod budget;
 pub mod capture;
 pub mod client;
 mod closing;

@@ -93,6 +93,12 @@ bugs! {
     ScanStuck,
     /// A connection has as many stored queries under way as it asks for.
     QueriesUnbounded,
+    /// A connection may have the store look at anything.
+    QueriesUnlimited,
+    /// What slices examined is not charged.
+    SlicesUncharged,
+    /// What was charged for a query and not examined is not given back.
+    ReserveKept,
     /// A stored query that waits for another does not begin when that is cancelled.
     QueryForgotten,
     /// A stored query outlives its subscription.

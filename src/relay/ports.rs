@@ -164,6 +164,8 @@ pub struct Chunk {
     pub snapshot: Sequence,
     /// JSON objects, newest first, lowest id first on a tie.
     pub events: Vec<Bytes>,
+    /// Index entries that were looked at for it.
+    pub examined: u64,
     /// Nothing follows this slice.
     pub done: bool,
     /// The query could not go on; the text is for the operator. Implies `done`.

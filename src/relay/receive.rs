@@ -244,7 +244,7 @@ impl Shard {
                 self.release_slot(key);
             }
             Ok(ClientMessage::Count { query, filters, sketch }) => {
-                self.count(key, &query, filters, sketch);
+                self.count(key, &query, filters, sketch, now);
             }
             Err(refused) => {
                 self.counters.messages_invalid += 1;

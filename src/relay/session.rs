@@ -15,6 +15,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::admission::Standing;
+use super::budget::Examined;
 #[cfg(any(test, feature = "echo-endpoint"))]
 use super::echo::Echo;
 use super::limits::Limits;
@@ -114,6 +115,8 @@ pub(super) struct Session {
     pub(super) unbegun: u32,
     /// How many of the other subscriptions have not had their EOSE queued, and the other counts.
     pub(super) queries: u32,
+    /// What its stored queries have had the store look at.
+    pub(super) examined: Examined,
     /// Live events in the queues of all its subscriptions.
     pub(super) live_waiting: u32,
     /// Messages read whose answer has not left for the socket.
@@ -180,6 +183,7 @@ impl Session {
             waiting: VecDeque::new(),
             unbegun: 0,
             queries: 0,
+            examined: Examined::default(),
             live_waiting: 0,
             replies_owed: 0,
             verify: VecDeque::new(),
@@ -395,6 +399,8 @@ pub(super) struct Subscription {
     pub(super) stage: Stage,
     /// The stored query, until it begins.
     pub(super) query: Option<Box<Query>>,
+    /// Index entries charged for it that its slices have not examined yet.
+    pub(super) reserved: u64,
     /// Slots in the index.
     pub(super) filters: Box<[u32]>,
     /// The last sequence number its stored query covers, once its first slice has come.

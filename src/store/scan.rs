@@ -142,8 +142,11 @@ impl Scan {
     ) -> Result<Chunk, StoreError> {
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
+        let before = self.examined;
         if let Some(tally) = self.tally.take() {
-            return self.tally_slice(tally, &environment, &txn, budget, now);
+            let mut chunk = self.tally_slice(tally, &environment, &txn, budget, now)?;
+            chunk.examined = self.examined - before;
+            return Ok(chunk);
         }
         let mut jsons: Vec<&[u8]> = Vec::new();
         let mut bytes = 0;
@@ -164,7 +167,8 @@ impl Scan {
         }
         let mut whole = whole.freeze();
         let events = jsons.iter().map(|json| whole.split_to(json.len())).collect();
-        Ok(Chunk { snapshot: self.snapshot(), events, done: self.is_done(), ..Chunk::default() })
+        let (snapshot, examined) = (self.snapshot(), self.examined - before);
+        Ok(Chunk { snapshot, events, examined, done: self.is_done(), ..Chunk::default() })
     }
 
     /// Goes on by at most `entries` index entries, counting instead of handing out.

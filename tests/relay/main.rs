@@ -31,6 +31,7 @@ macro_rules! on_every_backend {
 mod accept_balance;
 mod addresses;
 mod bad_input;
+mod budget;
 mod capture;
 mod corpus;
 mod crash;

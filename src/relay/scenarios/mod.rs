@@ -1,6 +1,7 @@
 //! One shard in situations made by hand: what a client sees, and when.
 
 mod admission;
+mod budget;
 mod counts;
 mod deflate;
 mod delivery;

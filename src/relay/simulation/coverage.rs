@@ -22,6 +22,8 @@ seen! {
     ScanPaused: "a stored query waits: the outbox is at high water",
     ScanResumed: "a stored query goes on",
     ScanFailed: "a stored query fails",
+    QueryRefused: "a REQ is refused: its connection's queries have looked at too much",
+    QueryCut: "a stored query looks at too much and ends",
     SliceLate: "a slice comes for a query nobody wants any more",
     CountUnbegun: "a count waits for stored queries of its connection",
     CountAnswered: "a count is answered",

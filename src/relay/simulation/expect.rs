@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::coverage::Seen;
 use super::model::{NoteIndex, Wish, note_of, pool};
 use crate::nostr::tag::decode_hex32;
+use crate::relay::Limits;
 use crate::relay::ports::Sequence;
 use crate::wire::frame::Opcode;
 
@@ -62,6 +63,8 @@ pub struct Sub {
     pub stored: Vec<NoteIndex>,
     /// How many of them the relay has been handed.
     pub read: usize,
+    /// Index entries charged for the stored query that it has not looked at.
+    reserved: u64,
     stored_got: usize,
     eose: bool,
     /// Live events not yet on their way.
@@ -112,6 +115,8 @@ pub struct Expect {
     refusals: BTreeMap<usize, VecDeque<&'static str>>,
     notices_owed: usize,
     subs: BTreeMap<usize, Sub>,
+    /// What stored queries were charged with or given back, and when, in milliseconds.
+    charges: Vec<(u64, i64)>,
     /// EVENTs that have left.
     pub events: u64,
     pub end: End,
@@ -120,8 +125,8 @@ pub struct Expect {
 }
 
 impl Expect {
-    /// The relay has handled a message; what became of a stored query by it.
-    pub fn handled(&mut self, message: Sent, subscriptions_max: usize) -> Option<Seen> {
+    /// The relay has handled a message; what became of stored queries by it.
+    pub fn handled(&mut self, message: Sent, limits: &Limits, now_ms: u64) -> Vec<Seen> {
         let mut ends = |name: usize, seen| {
             let sub = self.subs.remove(&name)?;
             (sub.has_scan() && !sub.eose && !sub.ended).then_some(seen)
@@ -130,45 +135,98 @@ impl Expect {
             Sent::Event(note) => {
                 self.oks_owed += 1;
                 self.unverified.push_back(note);
-                None
+                Vec::new()
             }
             Sent::Forged(note) => {
                 self.oks_owed += 1;
                 self.answer(note, false, "invalid: id is not the hash of the event");
-                None
+                Vec::new()
             }
             Sent::Req(name, wishes) => {
-                let seen = ends(name, Seen::ReplacedMidScan);
-                if self.subs.len() + self.counts.len() < subscriptions_max {
-                    self.subs.insert(name, Sub { wishes, ..Sub::default() });
-                } else {
+                let mut seen = Vec::from_iter(ends(name, Seen::ReplacedMidScan));
+                let cost: u64 = wishes.iter().map(|wish| wish.cost(limits.filter_limit_max)).sum();
+                let reserved = cost.min(limits.connection_query_entries_max);
+                let full = self.subs.len() + self.counts.len() >= limits.subscriptions_max as usize;
+                let too_much = !full && !self.may_ask(reserved, limits, now_ms);
+                if full || too_much {
                     self.refuse(name, "rate-limited: ");
+                } else {
+                    self.subs.insert(name, Sub { wishes, reserved, ..Sub::default() });
                 }
+                seen.extend(too_much.then_some(Seen::QueryRefused));
                 seen
             }
             Sent::BadReq(name) => {
                 let seen = ends(name, Seen::ReplacedMidScan);
                 self.refuse(name, "unsupported: ");
-                seen
+                Vec::from_iter(seen)
             }
-            Sent::Close(name) => ends(name, Seen::ClosedMidScan),
+            Sent::Close(name) => Vec::from_iter(ends(name, Seen::ClosedMidScan)),
             Sent::Count(name, wishes) => {
-                if self.subs.len() + self.counts.len() < subscriptions_max {
+                let full = self.subs.len() + self.counts.len() >= limits.subscriptions_max as usize;
+                let charged = limits.connection_query_entries_max.min(1);
+                if !full && self.may_ask(charged, limits, now_ms) {
                     self.counts.push((name, wishes));
-                    return None;
+                    return Vec::new();
                 }
                 self.refuse(name, "rate-limited: ");
-                Some(Seen::CountRefused)
+                vec![Seen::CountRefused]
             }
             Sent::BadCount(name) => {
                 self.refuse(name, "unsupported: ");
-                None
+                Vec::new()
             }
             Sent::Junk => {
                 self.notices_owed += 1;
-                None
+                Vec::new()
             }
         }
+    }
+
+    /// Thousandths of index entries that stored queries are behind with.
+    fn behind(&self, limits: &Limits, now_ms: u64) -> u64 {
+        let per_ms = u64::from(limits.connection_query_entries_per_s);
+        let (mut behind, mut at_ms) = (0u64, 0);
+        for (ms, entries) in self.charges.iter().copied().chain([(now_ms, 0)]) {
+            behind =
+                behind.saturating_sub((ms - at_ms) * per_ms).saturating_add_signed(1_000 * entries);
+            at_ms = ms;
+        }
+        behind
+    }
+
+    pub fn charge(&mut self, entries: u64, now_ms: u64) {
+        self.charges.push((now_ms, i64::try_from(entries).expect("a few")));
+    }
+
+    /// Charges a stored query, unless that is too much.
+    fn may_ask(&mut self, entries: u64, limits: &Limits, now_ms: u64) -> bool {
+        let (behind, max) = (self.behind(limits, now_ms), limits.connection_query_entries_max);
+        let may = entries == 0 || behind + 1_000 * entries <= 1_000 * max;
+        if may {
+            self.charge(entries, now_ms);
+        }
+        may
+    }
+
+    /// The relay is handed a slice; whether the query may go on.
+    pub fn examined(
+        &mut self,
+        name: usize,
+        entries: u64,
+        done: bool,
+        limits: &Limits,
+        now_ms: u64,
+    ) -> bool {
+        let sub = self.subs.get_mut(&name).expect("the client knows the subscription");
+        let of_reserve = sub.reserved.min(entries);
+        sub.reserved -= of_reserve;
+        let left = if done { std::mem::take(&mut sub.reserved) } else { 0 };
+        self.charge(entries - of_reserve, now_ms);
+        let max = limits.connection_query_entries_max;
+        let goes_on = max == 0 || self.behind(limits, now_ms) <= 1_000 * max;
+        self.charges.push((now_ms, -i64::try_from(left).expect("a few")));
+        goes_on
     }
 
     /// The relay knows how to answer an EVENT.
@@ -308,7 +366,12 @@ impl Expect {
     }
 
     fn closed(&mut self, name: usize, text: &str) {
-        if text == "error: slow consumer" || text == "error: the stored events could not be read" {
+        let ends = [
+            "error: slow consumer",
+            "error: the stored events could not be read",
+            "rate-limited: the query looks at too many stored events",
+        ];
+        if ends.contains(&text) {
             let sub = self.subs.remove(&name).expect("CLOSED for a subscription that was open");
             assert!(sub.ended || self.end == End::Draining, "CLOSED for a healthy subscription");
         } else {

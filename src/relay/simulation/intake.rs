@@ -160,7 +160,9 @@ impl Node {
         let events = left.drain(..count).map(|n| pool()[n].json.clone().into()).collect();
         let done = left.is_empty();
         let snapshot = scan.up_to.expect("the first slice fixed it");
-        self.chunks.push_back((key, Chunk { snapshot, events, done, ..Chunk::default() }));
+        let examined = (count + rng.below(40)) as u64;
+        let chunk = Chunk { snapshot, events, examined, done, ..Chunk::default() };
+        self.chunks.push_back((key, chunk));
     }
 
     fn read_count_slice(&mut self, key: ScanKey, counting: Counting, log: &Log, rng: &mut Rng) {
@@ -180,7 +182,9 @@ impl Node {
             }
         };
         let done = counted.is_some();
-        self.chunks.push_back((key, Chunk { snapshot: up_to, done, counted, ..Chunk::default() }));
+        let examined = rng.below(40) as u64;
+        let chunk = Chunk { snapshot: up_to, examined, done, counted, ..Chunk::default() };
+        self.chunks.push_back((key, chunk));
     }
 
     /// A slice arrives; not before a commit that has begun is done.
@@ -194,20 +198,23 @@ impl Node {
         }
         let (done, failed) = (chunk.done, chunk.failed.is_some());
         let suppressed = self.core.counters.suppressed_live;
-        if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
+        let too_much = !failed && self.looks_at_too_much(key, &chunk, now);
+        if let Some(sub) = client_sub(&self.core, &mut self.sockets, key).filter(|_| !too_much) {
             sub.read += chunk.events.len();
         }
         let wanted = self.core.handle_chunk(key, chunk, now);
         self.seen.add(Seen::LiveSuppressed, self.core.counters.suppressed_live - suppressed);
         self.seen.add(Seen::ScanFailed, u64::from(failed));
-        self.seen.add(Seen::SliceLate, u64::from(!wanted && !failed));
+        assert!(!wanted || !too_much, "a query looks at no more than its connection may");
+        self.seen.add(Seen::QueryCut, u64::from(too_much));
+        self.seen.add(Seen::SliceLate, u64::from(!wanted && !failed && !too_much));
         let subscription = self.core.subscriptions.get(key.slot()).filter(|_| wanted);
         let waits = subscription.is_some_and(|s| s.stage == Stage::Paused);
         self.seen.add(Seen::ScanPaused, u64::from(waits));
         if !wanted || done {
             self.scans.remove(&key);
         }
-        if failed {
+        if failed || too_much {
             self.note_ended();
         }
     }
@@ -215,6 +222,10 @@ impl Node {
     fn take_count_chunk(&mut self, key: ScanKey, chunk: Chunk, now: Now) {
         let whose = whose_count(&self.core, key);
         let done = chunk.done;
+        if let Some((connection, _)) = whose {
+            let socket = self.sockets.get_mut(&connection).expect("an open connection");
+            socket.expect.charge(chunk.examined, now.ms);
+        }
         if let (Some((connection, nth)), true) = (whose, done) {
             let (answer, prefix, seen) = match &chunk.counted {
                 Some(Counted::Exactly { events, sketch: None }) => {
@@ -237,6 +248,14 @@ impl Node {
         if !wanted || done {
             self.scans.remove(&key);
         }
+    }
+
+    /// Whether a slice is the one that makes its query look at too much.
+    fn looks_at_too_much(&mut self, key: ScanKey, chunk: &Chunk, now: Now) -> bool {
+        let limits = self.core.setup.limits.clone();
+        let Some((connection, name)) = whose(&self.core, key) else { return false };
+        let socket = self.sockets.get_mut(&connection).expect("an open connection");
+        !socket.expect.examined(name, chunk.examined, chunk.done, &limits, now.ms) && !chunk.done
     }
 
     /// Tells a client's expectations how far the stored queries of its new subscriptions will look.
@@ -265,6 +284,7 @@ impl Node {
                 (sub.snapshot, sub.read) = (Some(chunk.snapshot), result.len());
                 sub.stored = result;
             }
+            assert!(!self.looks_at_too_much(key, &chunk, now), "it is done");
             assert!(self.core.handle_chunk(key, chunk, now), "it has just begun");
             return;
         }

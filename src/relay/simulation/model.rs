@@ -182,6 +182,18 @@ impl Wish {
         json
     }
 
+    /// What its stored query is charged with: a range, each value once, and each event it may return.
+    pub fn cost(&self, limit_max: u32) -> u64 {
+        fn values<T: Ord>(list: Option<&Vec<T>>) -> usize {
+            list.map_or(0, |list| list.iter().collect::<BTreeSet<_>>().len())
+        }
+        let lists = values(self.kinds.as_ref())
+            + values(self.authors.as_ref())
+            + values(self.topics.as_ref());
+        let limit = self.limit.map_or(limit_max as usize, |limit| limit.min(limit_max as usize));
+        if self.wants_stored() { (1 + lists + limit) as u64 } else { 0 }
+    }
+
     pub fn matches(&self, note: NoteIndex) -> bool {
         let note = &pool()[note];
         self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&note.kind))

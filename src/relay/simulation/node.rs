@@ -114,7 +114,7 @@ impl Node {
         let pinged = self.core.session(key).is_some_and(|session| session.pinged_ms.is_some());
         self.seen.add(Seen::PingAnswered, u64::from(pinged));
         let reading = self.core.handle_bytes(key, &mut bytes, now);
-        self.after_reading(key, &before, reading);
+        self.after_reading(key, &before, reading, now);
     }
 
     /// A client that has said its last word still reads ours.
@@ -152,17 +152,17 @@ impl Node {
             self.seen.note(Seen::ReadResumed);
             let before = self.core.counters();
             let reading = self.core.handle_resumed(key, now);
-            self.after_reading(key, &before, reading);
+            self.after_reading(key, &before, reading, now);
         }
     }
 
-    fn after_reading(&mut self, key: ConnectionKey, before: &Counters, reading: Reading) {
+    fn after_reading(&mut self, key: ConnectionKey, before: &Counters, reading: Reading, now: Now) {
         let after = self.core.counters();
         let handled = after.messages_in - before.messages_in;
         self.seen.add(Seen::ReadPaused, after.reads_paused - before.reads_paused);
         self.seen.add(Seen::Purged, after.purged_events - before.purged_events);
         self.seen.add(Seen::PongReplaced, after.pongs_replaced - before.pongs_replaced);
-        let max = self.core.setup.limits.subscriptions_max as usize;
+        let limits = self.core.setup.limits.clone();
         let closing = self
             .core
             .session(key)
@@ -174,13 +174,12 @@ impl Node {
         };
         let waits = self.core.sessions.get(key.slot()).is_some_and(waits);
         self.seen.add(Seen::CountUnbegun, u64::from(waits));
-        let mut ended = Vec::new();
+        let mut seen = Vec::new();
         let socket = self.socket(key);
         socket.reading = reading;
         for _ in 0..handled {
             let message = socket.unhandled.pop_front().expect("only what was sent is handled");
-            let ended_mid_scan = socket.expect.handled(message, max);
-            ended.extend(ended_mid_scan);
+            seen.extend(socket.expect.handled(message, &limits, now.ms));
         }
         if closing
             && socket.expect.end == End::Open
@@ -190,7 +189,7 @@ impl Node {
             let owed = self.core.session(key).is_some_and(|session| session.replies_owed > 0);
             self.seen.add(Seen::CloseWithAnswersOwed, u64::from(owed));
         }
-        ended.into_iter().for_each(|what| self.seen.note(what));
+        seen.into_iter().for_each(|what| self.seen.note(what));
         if self.scans_stop_where_filed {
             self.note_filed(key);
         }

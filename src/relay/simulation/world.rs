@@ -54,6 +54,8 @@ fn random_limits(rng: &mut Rng) -> Limits {
         connection_queries_max: rng.pick(&[1, 2, 8]),
         recent_events_max: rng.pick(&[0, 2, 10, 1_000]),
         recent_bytes_max: rng.pick(&[3_000, 1 << 20]),
+        connection_query_entries_max: rng.pick(&[0, 0, 0, 0, 60, 1_000]),
+        connection_query_entries_per_s: rng.pick(&[10, 1_000]),
         outbox_messages_max: rng.pick(&[1, 2, 5, 20]),
         outbox_bytes_max: rng.pick(&[600, 3_000, 1 << 20]),
         replies_max: rng.pick(&[1, 2, 5, 50]),
