@@ -43,8 +43,8 @@ use std::process::ExitCode;
 
 /// Puts load on a Nostr relay and tells what it did and what it cost.
 ///
-/// Prints one JSON object a run on stdout (loadtest/REPORT.md says what is in it) and a few
-/// lines for a person on stderr. Exits with 0 if the relay kept every promise, 1 if it broke
+/// Prints one JSON object a run on stdout (loadtest/REPORT.md says what is in it), and a few
+/// lines and a table of latencies for a person on stderr. Exits with 0 if the relay kept every promise, 1 if it broke
 /// one (see "oracle"), 2 if nothing could be measured, or not be kept.
 ///
 /// Operations are due on a schedule whatever the relay does, and their latency counts from
@@ -251,6 +251,9 @@ fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<(Report, 
         eprintln!("{name}: {verdict}{limited}: {summary}");
     }
     let told = Told { report: serde_json::to_value(&report)?, logs };
+    if !common.json {
+        eprint!("{}", page::latency_table(&told.report));
+    }
     Ok((report, told))
 }
 

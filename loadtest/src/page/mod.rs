@@ -5,7 +5,7 @@ mod plots;
 mod runs;
 
 pub use comparison::comparison;
-pub use runs::{Told, runs};
+pub use runs::{Told, latency_table, runs};
 
 use anyhow::Context;
 use serde_json::Value;

@@ -2,7 +2,7 @@
 
 use super::plots::{self, Line};
 use super::{escaped, head, quantiles, throughput};
-use crate::compare::aligned;
+use crate::compare::{aligned, short};
 use serde_json::Value;
 
 /// What a page shows of a report, in this order: the main things first.
@@ -61,6 +61,28 @@ pub fn runs(commands: &[Vec<Told>]) -> anyhow::Result<String> {
         page.extend(plots.into_iter().flatten());
     }
     Ok(page + "</html>\n")
+}
+
+/// The latencies of a report, a line each; nothing where nothing was asked.
+pub fn latency_table(report: &Value) -> String {
+    const FIGURES: [&str; 7] = ["count", "mean", "p50", "p90", "p99", "p99_9", "max"];
+    let line = |name: &str, latency: &Value| {
+        let figure = |figure| match &latency[figure] {
+            Value::Number(number) if number.is_u64() => number.to_string(),
+            number => number.as_f64().map_or_else(|| "–".to_owned(), short),
+        };
+        [name.to_owned()].into_iter().chain(FIGURES.map(figure)).collect()
+    };
+    let first = report["latency_us"]["of"].as_str().map(|of| line(of, &report["latency_us"]));
+    let others = report["latencies_us"].as_object().into_iter().flatten();
+    let mut lines: Vec<Vec<String>> = first.into_iter().collect();
+    lines.extend(others.map(|(name, latency)| line(name, latency)));
+    if lines.is_empty() {
+        return String::new();
+    }
+    let header = ["latency, µs"].into_iter().chain(FIGURES).map(str::to_owned).collect();
+    lines.insert(0, header);
+    aligned(&lines)
 }
 
 fn name(told: &Told) -> String {

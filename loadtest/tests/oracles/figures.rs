@@ -47,6 +47,26 @@ fn a_generator_that_is_late_itself_is_called_the_limit() {
     assert_eq!(closed.report["generator"]["late_share"], Value::Null, "it has no schedule");
 }
 
+#[test]
+fn latencies_are_a_table_for_a_person_and_nothing_beside_json() {
+    let address = relay::start(Fault::Nothing);
+    let arguments = format!("connect --count 5 --rate 100 --settle-ms 0 --url ws://{address}");
+    let told = |more: &[&str]| {
+        let output = Command::new(BINARY).args(arguments.split(' ')).args(more).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(told(&["--json"]), "");
+    let told = told(&[]);
+    let rows: Vec<Vec<&str>> = told
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(rows[0], ["latency, µs", "count", "mean", "p50", "p90", "p99", "p99_9", "max"]);
+    let names: Vec<(&str, &str)> = rows[2..].iter().map(|row| (row[0], row[1])).collect();
+    assert_eq!(names, [("connect_to_open", "5"), ("send_lateness", "5")], "{told}");
+}
+
 fn read_back(file: &Path) -> Histogram<u64> {
     let log = std::fs::read(file).unwrap();
     let mut intervals = IntervalLogIterator::new(&log).filter_map(|entry| match entry.unwrap() {
