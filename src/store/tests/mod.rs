@@ -8,6 +8,7 @@ mod examples;
 mod maintain;
 mod open;
 mod plan;
+mod pure;
 mod queries;
 mod repair;
 mod rules;

@@ -1,18 +1,22 @@
 //! What is stored and what is visible, against a model that knows no tables and no order.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use proptest::sample::Index;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
-use crate::nostr::Event;
-use crate::nostr::Filter;
 use crate::nostr::event::Id;
+use crate::nostr::{Event, EventView, Filter, Pubkey, TagRef};
 use crate::relay::ports::{CommitBatch, Verdict};
 use crate::relay::recent::Recent;
+use crate::store::Store;
 use crate::store::testing::*;
 
 /// An event of small domains; references are resolved when all ids are known.
 #[derive(Clone, Debug)]
-struct Spec {
+pub(super) struct Spec {
     rank: u8,
     author: u8,
     kind: u16,
@@ -31,7 +35,7 @@ fn author() -> impl Strategy<Value = u8> {
     prop::sample::select(&[0u8, 100, 101][..])
 }
 
-fn spec() -> impl Strategy<Value = Spec> {
+pub(super) fn spec() -> impl Strategy<Value = Spec> {
     let kind = prop::sample::select(KINDS);
     let a = (prop::sample::select(&[0u16, 30023, 1, 5][..]), author(), 0..2u8);
     (
@@ -55,7 +59,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         )
 }
 
-fn build(specs: &[Spec]) -> Vec<Event> {
+pub(super) fn build(specs: &[Spec]) -> Vec<Event> {
     let ids: Vec<Id> = (0..).zip(specs).map(|(n, spec)| id(spec.rank, n)).collect();
     let build = |(spec, id): (&Spec, &Id)| {
         let mut tags: Vec<[String; 2]> = Vec::new();
@@ -158,25 +162,145 @@ proptest! {
         assert_sound(&store);
     }
 
+    /// Whatever the order, the batches and the moments at which the background has its turn. Nothing expires
+    /// while they arrive: what has expired before it comes does nothing.
     #[test]
     fn any_order_ends_in_the_same_visible_events(
-        specs in prop::collection::vec(spec(), 1..14),
-        shuffled in any::<u64>(),
-        split in 1..6usize,
+        specs in prop::collection::vec(spec(), 1..24),
+        orders in prop::collection::vec((any::<u64>(), prop::collection::vec(batch(), 1..8)), 2),
     ) {
-        let events = build(&specs);
-        let mut other = events.clone();
-        let mut state = shuffled | 1;
-        for n in (1..other.len()).rev() {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            other.swap(n, usize::try_from(state >> 33).unwrap() % (n + 1));
+        let events: Vec<Event> =
+            build(&specs).into_iter().filter(|event| !(EARLY..=LATE).contains(&expiration(event))).collect();
+        let mut model = Model::default();
+        for event in &events {
+            model.arrive(event, EARLY);
         }
-        let (one, _dir) = store();
-        apply(&one, &events, 9);
-        let (two, _dir) = store();
-        for batch in other.chunks(split) {
-            apply(&two, batch, 9);
+        for (order, batches) in orders {
+            let (store, _dir) = store();
+            take(&store, &shuffled(&events, order), &batches);
+            let expected = evaluate(&model.visible(LATE), &[Filter::default()], 1000);
+            prop_assert_eq!(visible_ids(&store, LATE), expected);
+            // What has come may come again, and changes nothing.
+            take(&store, &shuffled(&events, !order), &batches);
+            for now in LATE..LAST {
+                let expected = evaluate(&model.visible(now), &[Filter::default()], 1000);
+                prop_assert_eq!(visible_ids(&store, now), expected, "at {}", now);
+            }
+            while store.maintain(LATE, 2).unwrap().more {}
+            assert_sound(&store);
+            let expected = evaluate(&model.visible(LATE), &[Filter::default()], 1000);
+            prop_assert_eq!(visible_ids(&store, LATE), expected);
         }
-        prop_assert_eq!(visible_ids(&one, 9), visible_ids(&two, 9));
     }
+}
+
+/// Events arrive between these two moments; the last of them has expired at the third.
+const EARLY: u64 = 7;
+const LATE: u64 = 9;
+const LAST: u64 = 15;
+
+/// Events of one batch, whether time goes on after it, and how many events the background then erases.
+type Batch = (usize, bool, Option<usize>);
+
+fn batch() -> impl Strategy<Value = Batch> {
+    (1..6usize, any::<bool>(), prop::option::of(1..4usize))
+}
+
+fn take(store: &Store, events: &[Event], batches: &[Batch]) {
+    let (mut now, mut batches) = (EARLY, batches.iter().cycle());
+    let mut rest = events;
+    while !rest.is_empty() {
+        let (count, goes_on, erased_max) = batches.next().expect("a cycle");
+        let (batch, more) = rest.split_at(rest.len().min(*count));
+        apply(store, batch, now);
+        now = LATE.min(now + u64::from(*goes_on));
+        if let Some(events_max) = erased_max {
+            store.maintain(now, *events_max).unwrap();
+        }
+        rest = more;
+    }
+}
+
+/// Later than all of them where there is none.
+fn expiration(event: &Event) -> u64 {
+    event.view().expiration().unwrap_or(u64::MAX)
+}
+
+fn shuffled(events: &[Event], mut state: u64) -> Vec<Event> {
+    let mut events = events.to_vec();
+    for n in (1..events.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        events.swap(n, usize::try_from(state >> 33).unwrap() % (n + 1));
+    }
+    events
+}
+
+/// The histories above hold every case that the rules name, each often enough to be met.
+#[test]
+fn histories_hold_every_case() {
+    let mut runner = TestRunner::deterministic();
+    let specs = prop::collection::vec(spec(), 1..24);
+    let mut found = std::collections::BTreeMap::<&str, u32>::new();
+    for _ in 0..300 {
+        let events = build(&specs.new_tree(&mut runner).unwrap().current());
+        let cases: BTreeSet<_> = events
+            .iter()
+            .flat_map(|one| events.iter().flat_map(|other| cases(one, other)))
+            .collect();
+        cases.into_iter().for_each(|case| *found.entry(case).or_default() += 1);
+    }
+    assert_eq!(found.len(), 11, "{found:#?}");
+    assert!(found.values().all(|count| *count >= 10), "{found:#?}");
+}
+
+/// What two events are to each other.
+fn cases(one: &Event, other: &Event) -> Vec<&'static str> {
+    let (one, other) = (one.view(), other.view());
+    let names = |request: EventView<'_>, event: EventView<'_>| {
+        let named = hex(event.id());
+        request.kind().0 == 5 && request.tags().any(|(l, v)| l == b'e' && v.to_text() == named)
+    };
+    let wrapped_for = |key: &Pubkey, event: EventView<'_>| {
+        event.kind().0 == 1059 && event.tags().any(|tag| tag == (b'p', TagRef::Hex(key)))
+    };
+    let own = one.pubkey() == other.pubkey();
+    let address = |event: EventView<'_>| match event.kind().0 {
+        0 => Some((*event.pubkey(), 0, String::new())),
+        30023 => Some((*event.pubkey(), 30023, event.d_tag().to_text())),
+        _ => None,
+    };
+    let versions =
+        address(one).is_some() && address(one) == address(other) && one.id() != other.id();
+    let by_address = |request: EventView<'_>, event: EventView<'_>| {
+        let text = address(event).map(|(key, kind, d)| format!("{kind}:{}:{d}", hex(&key)));
+        request.kind().0 == 5 && request.tags().any(|(l, v)| l == b'a' && Some(v.to_text()) == text)
+    };
+    let reaches = one.created_at() >= other.created_at();
+    let forgets = one.kind().0 == 62 && names_us(one);
+    [
+        ("two versions", versions),
+        ("two versions of one second", versions && one.created_at() == other.created_at()),
+        ("deletion by id", own && names(one, other)),
+        ("deletion of a version by id", own && names(one, other) && address(other).is_some()),
+        ("deletion of a deletion", own && names(one, other) && other.kind().0 == 5),
+        ("deletion by somebody else", !own && names(one, other)),
+        (
+            "deletion of a gift wrap by who it is for",
+            names(one, other) && wrapped_for(one.pubkey(), other),
+        ),
+        ("deletion by address, of what is older", own && reaches && by_address(one, other)),
+        ("deletion by address, of what is newer", own && !reaches && by_address(one, other)),
+        ("vanish", own && reaches && forgets && other.kind().0 != 62),
+        (
+            "vanish of who a gift wrap is for",
+            reaches && forgets && wrapped_for(one.pubkey(), other),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(name, is)| is.then_some(name))
+    .collect()
+}
+
+fn names_us(event: EventView<'_>) -> bool {
+    names().are_asked_to_forget(event)
 }

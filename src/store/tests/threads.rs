@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::nostr::Filter;
+use crate::nostr::{Filter, TagValue};
 use crate::relay::ports::{Chunk, CommitBatch, Erased, Query, Submission, Ticket, Verdict};
 use crate::store::testing::*;
 use crate::store::{
@@ -93,6 +93,29 @@ fn batches_end_at_bytes_and_puts_too() {
         writer.close();
         assert!(sink.drain().all(|batch| batch.verdicts.len() <= 2));
     }
+}
+
+/// As many tags as the largest list of follows in the corpus: one event, one commit, and more puts than its
+/// bound allows together with anything else.
+#[test]
+fn an_event_of_1443_tags_is_one_event_of_as_many_puts() {
+    let (store, _dir) = store();
+    let values: Vec<String> = (0..1_443).map(|n| format!("{n:064x}")).collect();
+    let tags: Vec<[&str; 2]> = values.iter().map(|value| ["p", value.as_str()]).collect();
+    let large = |n: u32| Submission {
+        event: event(id(1, n), 1, 1, 100, &tags),
+        ticket: Ticket { origin: 3, token: n.into() },
+    };
+    let options = WriterOptions { batch_puts_max: 2_000, ..WriterOptions::default() };
+    let (writer, [sink, _other], _) = writer(&store, options);
+    writer.handle().submit_blocking((0..10).map(large).collect()).unwrap();
+    writer.close();
+    let sizes: Vec<_> = sink.drain().map(|batch| batch.stored.len()).collect();
+    assert_eq!(sizes, [2; 5], "the second reaches the bound");
+    let filter =
+        Filter { tags: vec![(b'p', vec![TagValue::new(&values[1_442])])], ..Filter::default() };
+    assert_eq!(store.count(&[filter], 100).unwrap(), 10);
+    assert_sound(&store);
 }
 
 #[test]
