@@ -48,7 +48,8 @@
 //!
 //! # What always holds
 //!
-//! - One total order of durable events: the writer's. `OK true` follows the commit.
+//! - One total order of durable events: the writer's. `OK true` follows the commit,
+//!   and the commit is on the disk unless the operator chose otherwise (`store.durability`).
 //! - An event reaches a subscription once: its stored query covers what was committed up to the last
 //!   sequence number its shard knew when it was filed, the live stream what came after.
 //! - Every message that will be answered has its reply slot before it is decoded; a connection

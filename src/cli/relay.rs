@@ -22,7 +22,7 @@ use super::import::relay_names;
 use super::logging;
 use super::read::{store_options, unix_now};
 use crate::config::memory::memory_bound;
-use crate::config::{Backend, Config};
+use crate::config::{self, Backend, Config};
 use crate::driver::backend::Choice;
 use crate::driver::file_thread::FileThread;
 use crate::driver::places::Places;
@@ -35,7 +35,7 @@ use crate::ops::server::{Writes, verdict_channel};
 use crate::ops::{Listeners, Ops};
 use crate::relay::shard::SUBMISSIONS_MAX;
 use crate::relay::{Limits, Pages};
-use crate::store::{Readers, SliceBudget, Store, Writer, WriterOptions};
+use crate::store::{self, Options, Readers, SliceBudget, Store, Writer, WriterOptions};
 
 /// Slices waiting for a reader; a shard waits for room.
 const READER_QUEUE_JOBS_MAX: usize = 1_024;
@@ -109,7 +109,7 @@ impl Relay {
         let tuning = config.tuning_pairs();
         let said: Vec<_> = tuning.iter().map(|(key, value)| format!("{key}={value}")).collect();
         tracing::info!("tuning {}", said.join(" "));
-        let store = Store::open(&config.data, &store_options(config))?;
+        let store = Store::open(&config.data, &durable_options(config))?;
         let listeners = Listeners::bind(&config.admin, &config.data)
             .map_err(|error| Failure::Failed(error.to_string()))?;
 
@@ -178,6 +178,10 @@ impl Relay {
                 readers: readers.handle(),
                 places,
                 addresses,
+                unsynced_ms_max: match config.store.durability {
+                    config::Durability::Commit => 0,
+                    config::Durability::Interval => config.store.sync_interval_ms,
+                },
             }),
         };
         let running = Running {
@@ -276,6 +280,7 @@ fn writer_options(config: &Config, shards: usize) -> WriterOptions {
         queue_capacity: shards * SUBMISSIONS_MAX + 1,
         batch_events_max: size(config.store.batch_events_max),
         batch_bytes_max: size(config.store.batch_bytes_max),
+        sync_interval: Duration::from_millis(config.store.sync_interval_ms.into()),
         ..WriterOptions::default()
     }
 }
@@ -295,6 +300,22 @@ fn opened<T>(
     let Some(path) = path else { return Ok((None, None)) };
     let opened = open(path).map_err(|source| Failure::File { path: path.into(), source })?;
     Ok((Some(opened.0), Some(opened.1)))
+}
+
+/// Says so where the operator chose less than a durable OK.
+fn durable_options(config: &Config) -> Options {
+    let durability = match config.store.durability {
+        config::Durability::Commit => store::Durability::AtOnce,
+        config::Durability::Interval => {
+            tracing::warn!(
+                sync_interval_ms = config.store.sync_interval_ms,
+                "store.durability = interval: a power cut may undo the last commit, though its events got \
+                 their OK"
+            );
+            store::Durability::Later
+        }
+    };
+    Options { durability, ..store_options(config) }
 }
 
 /// How much one slice of a stored query may do.

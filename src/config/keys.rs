@@ -366,6 +366,19 @@ pub const KEYS: &[Key] = &[
         "Bytes of events in one commit; one event that is larger is a commit of its own.",
     ),
     key(
+        "store.durability",
+        Allowed::OneOf(&["commit", "interval"]),
+        "\"commit\": an accepted event is on the disk before its OK. \"interval\" is weaker and saves one of \
+         two flushes a commit: a power cut may undo the last commit, though its events got their OK. What \
+         is left is sound, and kill -9 loses nothing either way.",
+    ),
+    key(
+        "store.sync_interval_ms",
+        Allowed::Number(10, 60_000),
+        "With store.durability = \"interval\": how long a commit waits at most for the flush that makes it \
+         last, in milliseconds. The next commit does it, too.",
+    ),
+    key(
         "tuning.batch_bytes_max",
         Allowed::Number(4 << 10, 16 * MIB),
         "Bytes from which on one write to a socket takes no further frame. This and all of [tuning] is \

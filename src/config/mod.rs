@@ -85,6 +85,32 @@ pub struct Store {
     pub batch_events_max: u32,
     /// Bytes of records in one commit.
     pub batch_bytes_max: u32,
+    /// When an accepted event is on the disk.
+    pub durability: Durability,
+    /// How long a commit may wait for that with [`Durability::Interval`].
+    pub sync_interval_ms: u32,
+}
+
+/// When an accepted event is on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Before its OK.
+    #[default]
+    Commit,
+    /// With the next commit, or when an interval is over: a power cut undoes the last commit.
+    Interval,
+}
+
+impl Durability {
+    /// Its name in the config file, and in what the relay says of itself.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Commit => "commit",
+            Self::Interval => "interval",
+        }
+    }
 }
 
 /// The operator's listeners. In the config file: `[admin]`.
@@ -161,6 +187,8 @@ impl Default for Store {
             readers: 0,
             batch_events_max: 1_000,
             batch_bytes_max: 16 << 20,
+            durability: Durability::Commit,
+            sync_interval_ms: 1_000,
         }
     }
 }
@@ -257,6 +285,7 @@ impl Config {
             auth_required: false,
             payment_required: false,
             restricted_writes: false,
+            durability: self.store.durability.name(),
             created_at_lower_limit: unless_zero(limits.created_at_age_s_max),
             created_at_upper_limit: unless_zero(limits.created_at_ahead_s_max),
         }

@@ -59,6 +59,9 @@ pub struct Limitation {
     pub payment_required: bool,
     /// Whether some condition must be met to write.
     pub restricted_writes: bool,
+    /// When an accepted event is on the disk: `commit` = before its OK; `interval` = soon after, so that a
+    /// power cut may undo the last ones. Not of NIP-11.
+    pub durability: &'static str,
     /// How far back `created_at` may lie, in seconds; `None` = any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_at_lower_limit: Option<u64>,
@@ -236,6 +239,7 @@ mod tests {
             auth_required: false,
             payment_required: false,
             restricted_writes: false,
+            durability: "commit",
             created_at_lower_limit: None,
             created_at_upper_limit: Some(900),
         }
@@ -265,6 +269,7 @@ mod tests {
                     "auth_required": false,
                     "payment_required": false,
                     "restricted_writes": false,
+                    "durability": "commit",
                     "created_at_upper_limit": 900,
                 },
             })

@@ -307,6 +307,8 @@ pub struct Sources {
     pub places: Arc<Places>,
     /// For the wakes of each shard.
     pub addresses: Arc<[Address]>,
+    /// How long a commit may not be durable; 0 = never.
+    pub unsynced_ms_max: u32,
 }
 
 impl fmt::Debug for Sources {
@@ -320,6 +322,8 @@ impl Sources {
         let mut gauge = |name, help, value| encode_single(encoder, name, Sort::Gauge, help, value);
         let failing = u64::from(self.writer.failing().is_some());
         gauge("store_failing", "1 while events cannot be stored.", failing)?;
+        let help = "Milliseconds for which the last commit may be undone by a power cut; 0 = none.";
+        gauge("store_unsynced_ms_max", help, self.unsynced_ms_max.into())?;
         let addresses = self.places.addresses() as u64;
         gauge("client_addresses", "Client addresses with open connections.", addresses)?;
         gauge("scan_queue", "Slices waiting for a reader.", self.readers.queued() as u64)?;

@@ -23,11 +23,23 @@ pub struct Options {
     pub map_bytes_max: u64,
     /// Read transactions at once, of all processes together.
     pub readers_max: u32,
+    /// When what is committed is on the disk.
+    pub durability: Durability,
+}
+
+/// When a commit is on the disk. In either case nothing that a power cut leaves is damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// When it is told of.
+    #[default]
+    AtOnce,
+    /// With the next commit, or [`super::Store::sync`]: until then a power cut undoes it.
+    Later,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { map_bytes_max: 1 << 40, readers_max: 512 }
+        Self { map_bytes_max: 1 << 40, readers_max: 512, durability: Durability::AtOnce }
     }
 }
 
@@ -237,11 +249,15 @@ fn open_env(dir: &Path, options: &Options, mode: Mode) -> heed::Result<Env<Witho
     // SAFETY: the map is shared with the file system, and what LMDB maps must change through LMDB
     // only. Writers of other processes are kept out by the lock on `writer.lock`, readers come in
     // through LMDB's own reader table; nothing in this crate touches `data.mdb` but LMDB, and heed
-    // refuses to open one path twice in a process. READ_ONLY is the one flag used: it takes
-    // nothing of LMDB's locking or syncing away.
+    // refuses to open one path twice in a process. READ_ONLY takes nothing of LMDB's locking or
+    // syncing away. NO_META_SYNC leaves one page unsynced, the one that makes a commit count: all the
+    // pages it leads to are on the disk before it is written, and no page that the commit before it
+    // needs is written over until the next commit has synced it. (NO_SYNC promises neither.)
     unsafe {
-        if mode == Mode::ReadOnly {
-            open.flags(EnvFlags::READ_ONLY);
+        match (mode, options.durability) {
+            (Mode::ReadOnly, _) => drop(open.flags(EnvFlags::READ_ONLY)),
+            (Mode::ReadWrite, Durability::Later) => drop(open.flags(EnvFlags::NO_META_SYNC)),
+            (Mode::ReadWrite, Durability::AtOnce) => {}
         }
         open.open(dir)
     }

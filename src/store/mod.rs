@@ -21,7 +21,8 @@
 //! | `copies`, `beside` | backup, restore, compaction: a data file put in place whole |
 //!
 //! **Invariants**, which [`Store::check`] walks:
-//! - A commit is on disk when [`Store::apply`] returns: no OK before that.
+//! - A commit is on disk when [`Store::apply`] returns: no OK before that. Where the operator chose
+//!   [`Durability::Later`], the last commit may not be, and a power cut undoes it whole.
 //! - Every stored event has exactly its entries in every index, and no entry is without its event.
 //! - Sequence numbers only grow and are never used again, whatever is erased.
 //! - Of an address (NIP-01) at most one version is stored, and its high-water mark names it.
@@ -65,7 +66,7 @@ use std::time::Duration;
 
 pub use check::Report;
 pub use copies::{Backup, Compacted, Copied};
-pub use environment::Options;
+pub use environment::{Durability, Options};
 pub use error::StoreError;
 pub use export::ExportRange;
 pub use maintain::Maintained;
@@ -217,7 +218,8 @@ impl Store {
         &self.shared.dir
     }
 
-    /// Applies a batch in one transaction, durable when this returns. A pure function of what is
+    /// Applies a batch in one transaction, durable when this returns unless the store was opened with
+    /// [`Durability::Later`]. A pure function of what is
     /// stored, the batch, `now` (seconds) and the relay's names; the rules are in `apply`.
     /// `stored` lists every event the batch added, also one that a later event of it erased.
     ///
@@ -415,10 +417,35 @@ impl Store {
                 return Err(StoreError::map_full());
             }
             txn.commit()?;
+            // What an earlier commit left for later may be what failed: both pages that end one are written
+            // anew, and synced.
+            self.sync_later(environment)?;
             let mut txn = environment.env.write_txn()?;
             meta.delete(&mut txn, schema::META_PROBE)?;
-            Ok(txn.commit()?)
+            txn.commit()?;
+            self.sync_later(environment)
         })
+    }
+
+    /// Makes the last commit durable, where [`Durability::Later`] left that.
+    ///
+    /// # Errors
+    /// When the disk refuses; then [`Store::probe`] must succeed before anything else is stored.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.write(|environment| self.sync_later(environment))
+    }
+
+    /// When its commits are on the disk.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.shared.options.durability
+    }
+
+    fn sync_later(&self, environment: &Environment) -> Result<(), StoreError> {
+        match self.shared.options.durability {
+            Durability::AtOnce => Ok(()),
+            Durability::Later => Ok(environment.env.force_sync()?),
+        }
     }
 
     fn environment(&self) -> Result<Arc<Environment>, StoreError> {

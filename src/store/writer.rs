@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::names::RelayNames;
-use super::{Store, StoreError};
+use super::{Durability, Store, StoreError};
 use crate::nostr::Kind;
 use crate::relay::ports::{CommitBatch, Erased, Sequence, Submission, Verdict};
 
@@ -53,6 +53,8 @@ pub struct WriterOptions {
     pub batch_bytes_max: usize,
     /// Estimated table entries touched by one batch.
     pub batch_puts_max: usize,
+    /// How long a commit to a store with [`Durability::Later`] may wait for its sync.
+    pub sync_interval: Duration,
 }
 
 impl Default for WriterOptions {
@@ -62,6 +64,7 @@ impl Default for WriterOptions {
             batch_events_max: 1000,
             batch_bytes_max: 16 << 20,
             batch_puts_max: 200_000,
+            sync_interval: Duration::from_secs(1),
         }
     }
 }
@@ -187,6 +190,7 @@ impl Writer {
             taken: Vec::new().into_iter(),
             last_sequence,
             maintained: Instant::now(),
+            unsynced: None,
         };
         let dir = state.store.dir().to_owned();
         let thread = thread.spawn(move || state.run()).map_err(StoreError::io(&dir))?;
@@ -233,6 +237,8 @@ struct State {
     taken: std::vec::IntoIter<Submission>,
     last_sequence: Sequence,
     maintained: Instant,
+    /// When the first commit since the last sync was.
+    unsynced: Option<Instant>,
 }
 
 /// What comes after a batch.
@@ -253,11 +259,17 @@ struct Failing {
 
 impl State {
     fn run(mut self) {
+        self.work();
+        self.sync();
+    }
+
+    /// Until it is to close.
+    fn work(&mut self) {
         let mut batch = Vec::with_capacity(self.options.batch_events_max);
         let mut more_to_erase = true;
         loop {
             if self.taken.as_slice().is_empty() {
-                let wait = if more_to_erase { Duration::ZERO } else { IDLE };
+                let wait = if more_to_erase { Duration::ZERO } else { self.sync_wait().min(IDLE) };
                 match self.queue.recv_timeout(wait) {
                     Ok(Work::Store(submissions)) => self.taken = submissions.into_iter(),
                     Ok(Work::Erase(erasure)) => {
@@ -265,6 +277,10 @@ impl State {
                         continue;
                     }
                     Ok(Work::Close) | Err(flume::RecvTimeoutError::Disconnected) => return,
+                    Err(flume::RecvTimeoutError::Timeout) if self.sync_wait().is_zero() => {
+                        self.sync();
+                        continue;
+                    }
                     Err(flume::RecvTimeoutError::Timeout) => {
                         more_to_erase = self.maintain();
                         continue;
@@ -278,6 +294,9 @@ impl State {
                 Next::Any => {}
                 Next::Erase(erasure) => self.erase(erasure),
                 Next::Close => return,
+            }
+            if self.sync_wait().is_zero() {
+                self.sync();
             }
             if self.maintained.elapsed() >= MAINTAIN_EVERY {
                 more_to_erase = self.maintain();
@@ -317,7 +336,10 @@ impl State {
         let commit = started.elapsed();
         let mut failed = None;
         let committed = match result {
-            Ok(committed) => CommitBatch { durable_us: monotonic_us(), ..committed },
+            Ok(committed) => {
+                self.note_commit();
+                CommitBatch { durable_us: monotonic_us(), ..committed }
+            }
             Err(error) => {
                 failed = Some(error.to_string());
                 self.note_failure(&error, batch.len());
@@ -360,8 +382,9 @@ impl State {
                 self.publish_erased(part);
             })
         });
-        if let Err(error) = &result {
-            self.note_failure(error, 0);
+        match &result {
+            Ok(()) => self.note_commit(),
+            Err(error) => self.note_failure(error, 0),
         }
         // Whoever asked may have gone.
         let _ = done.send(result.map(|()| sum));
@@ -397,6 +420,28 @@ impl State {
             && let Err(error) = self.store.reopen()
         {
             tracing::error!(%error, "the store could not be reopened");
+        }
+    }
+
+    /// Notes that something was promised.
+    fn note_commit(&mut self) {
+        if self.store.durability() == Durability::Later {
+            self.unsynced.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// How long the next sync may wait; for ever where none is due.
+    fn sync_wait(&self) -> Duration {
+        self.unsynced.map_or(Duration::MAX, |since| {
+            self.options.sync_interval.saturating_sub(since.elapsed())
+        })
+    }
+
+    fn sync(&mut self) {
+        if self.unsynced.take().is_some()
+            && let Err(error) = self.store.sync()
+        {
+            self.note_failure(&error, 0);
         }
     }
 

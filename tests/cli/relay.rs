@@ -52,6 +52,7 @@ fn the_configuration_reaches_the_relay() {
     assert_eq!(document["name"], "<b>Name</b>");
     assert_eq!(document["limitation"]["max_message_length"], 70_000);
     assert_eq!(document["limitation"]["max_limit"], 123);
+    assert_eq!(document["limitation"]["durability"], "commit");
     let page = get(&relay.address, "/here", "Connection: close\r\n");
     assert!(page.contains("&lt;b&gt;Name&lt;/b&gt;") && page.contains("wss://relay.example/here"));
     assert!(get(&relay.address, "/", "Connection: close\r\n").starts_with("HTTP/1.1 404"));
@@ -71,6 +72,23 @@ fn metrics_address(err: &str) -> Option<&str> {
 /// A port nobody uses at the moment.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// By the log, to clients, and in the metrics.
+#[test]
+fn that_an_ok_is_less_than_durable_is_said() {
+    let dir = Directory::new();
+    let admin = format!("admin.listen=127.0.0.1:{}", free_port());
+    let sets = ["--set", "store.durability=interval", "--set", &admin];
+    let relay = Relay::start(&dir.file("data"), &sets);
+    let document =
+        get(&relay.address, "/", "Accept: application/nostr+json\r\nConnection: close\r\n");
+    assert!(document.contains("\"durability\":\"interval\""), "{document}");
+    let (_, address) = admin.split_once('=').unwrap();
+    let text = get(address, "/metrics", "Connection: close\r\n");
+    assert!(text.contains("\nrelay_store_unsynced_ms_max 1000\n"), "{text}");
+    let done = relay.stop();
+    assert!(done.err.contains("a power cut may undo the last commit"), "{}", done.err);
 }
 
 #[test]

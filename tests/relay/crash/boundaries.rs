@@ -10,7 +10,7 @@
 //! Each such file is opened, as a relay would; every index must agree with every event, and what was
 //! answered before that operation must be in it.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -32,39 +32,50 @@ const BURST_MAX: usize = 8;
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
 
-/// Events sent together, and how they were answered; `log_bytes` were in the log by then.
+/// Events sent together, and how they were answered.
 struct Burst {
     sent: Vec<Event>,
     answers: Vec<(String, bool, String)>,
-    log_bytes: u64,
+    /// Length of the log when it was sent, and when what was answered must last.
+    sent_at: u64,
+    lasts_at: u64,
 }
 
 #[test]
 fn power_fails_at_every_operation_of_many_commits() {
     let _alone = alone();
+    look_behind_every_operation("commit");
+}
+
+/// With `store.durability = "interval"` the last commit may be lost, and nothing else.
+#[test]
+fn power_fails_at_every_operation_where_the_last_commit_may_be_lost() {
+    let _alone = alone();
+    look_behind_every_operation("interval");
+}
+
+fn look_behind_every_operation(durability: &str) {
     let directory = tempfile::tempdir().expect("a directory");
-    let (log, ready, bursts) = record(directory.path());
+    let (log, ready, bursts) = record(directory.path(), durability);
     let operations = read_log(&log);
     let before = operations.partition_point(|(_, end)| *end <= ready);
     let is_sync = |(what, _): &&(Operation, u64)| matches!(what, Operation::Sync);
     let syncs = operations[before..].iter().filter(is_sync).count();
     let mut crash = Crash::new();
     let mut promises = Promises::default();
-    let mut bursts = bursts.into_iter();
-    let mut answered = None::<Burst>;
+    let (mut bursts, mut under_way) = (VecDeque::from(bursts), VecDeque::<Burst>::new());
     for (operation, end) in &operations {
         crash.disk.do_next(operation);
-        // By this operation the last burst was answered, and the next may be on its way.
-        while answered.as_ref().is_none_or(|burst| burst.log_bytes <= *end) {
-            if let Some(burst) = answered.take() {
-                crash.is_told = true;
-                for (id, accepted, text) in &burst.answers {
-                    promises.answered(id, *accepted, text);
-                }
-            }
-            let Some(burst) = bursts.next() else { break };
+        while bursts.front().is_some_and(|burst| burst.sent_at <= *end) {
+            let burst = bursts.pop_front().expect("the one looked at");
             burst.sent.iter().for_each(|event| promises.sent(event));
-            answered = Some(burst);
+            under_way.push_back(burst);
+        }
+        while under_way.front().is_some_and(|burst| burst.lasts_at <= *end) {
+            crash.is_told = true;
+            for (id, accepted, text) in &under_way.pop_front().expect("the one looked at").answers {
+                promises.answered(id, *accepted, text);
+            }
         }
         // While the store is made its file may be half a one: nothing was promised yet.
         let crashes: &[After] = if *end <= ready {
@@ -78,13 +89,16 @@ fn power_fails_at_every_operation_of_many_commits() {
     }
     let (accepted, refused) = (promises.accepted, promises.refused);
     eprintln!(
-        "seed {}: {} operations in {syncs} commits; {} files looked at; {accepted} events accepted, {refused} \
+        "{durability}, seed {}: {} operations in {syncs} commits; {} files looked at; {accepted} events accepted, {refused} \
          refused",
         seed(),
         operations.len() - before,
         crash.looked,
     );
-    assert!(syncs >= commits() && accepted > commits(), "too little to mean anything");
+    assert!(
+        syncs >= commits() && accepted + 2 * BURST_MAX > commits(),
+        "too little to mean anything"
+    );
 }
 
 fn commits() -> usize {
@@ -92,7 +106,7 @@ fn commits() -> usize {
 }
 
 /// Publishes, burst by burst; the log, its length when the relay was ready, and what was said.
-fn record(directory: &Path) -> (Vec<u8>, u64, Vec<Burst>) {
+fn record(directory: &Path, durability: &str) -> (Vec<u8>, u64, Vec<Burst>) {
     let disk = Disk::new(directory);
     let path = directory.join("log");
     let log_bytes = || std::fs::metadata(&path).expect("the shim logs").len();
@@ -101,14 +115,17 @@ fn record(directory: &Path) -> (Vec<u8>, u64, Vec<Burst>) {
         // Longer than an OK takes to come: one that is sent before its sync is seen before it.
         ("LOSE_UNSYNCED_DELAY_US", "2000".into()),
     ];
-    let server = disk.launch(&settings).start();
+    let launch = disk.launch(&settings).set("store.durability", durability);
+    let server = launch.set("store.sync_interval_ms", 50).start();
     let ready = log_bytes();
     let mut raw = Raw::open(server.address());
     let mut mix = Mix::new(seed());
     let mut rng = fastrand::Rng::with_seed(seed());
-    let mut bursts = Vec::new();
+    let mut bursts = Vec::<Burst>::new();
+    let mut not_lasting = 0;
     let mut commits_left = commits();
     while commits_left > 0 {
+        let sent_at = log_bytes();
         let sent: Vec<_> = (0..rng.usize(1..=BURST_MAX)).map(|_| mix.draw()).collect();
         for event in &sent {
             raw.send(&Frame::new(opcode::TEXT, event.message()).bytes());
@@ -120,13 +137,21 @@ fn record(directory: &Path) -> (Vec<u8>, u64, Vec<Burst>) {
                 answers.push((id, accepted, text));
             }
         }
-        let log_bytes = log_bytes();
+        let lasts_at = if durability == "commit" { log_bytes() } else { u64::MAX };
         // What was all refused is no commit.
-        commits_left -= usize::from(answers.iter().any(|(_, accepted, _)| *accepted));
-        bursts.push(Burst { sent, answers, log_bytes });
+        let is_commit = answers.iter().any(|(_, accepted, _)| *accepted);
+        commits_left -= usize::from(is_commit);
+        if is_commit {
+            let before = bursts.len();
+            let earlier = &mut bursts[std::mem::replace(&mut not_lasting, before)..];
+            earlier.iter_mut().for_each(|burst| burst.lasts_at = burst.lasts_at.min(log_bytes()));
+        }
+        bursts.push(Burst { sent, answers, sent_at, lasts_at });
         if bursts.len() % 60 == 7 {
-            // The writer tidies up when it has been idle for a second.
+            // The writer tidies up when it has been idle for a second, and has synced by then.
             std::thread::sleep(Duration::from_millis(1_100));
+            let all = bursts.iter_mut();
+            all.for_each(|burst| burst.lasts_at = burst.lasts_at.min(log_bytes()));
         }
     }
     drop(server);
