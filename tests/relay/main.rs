@@ -36,6 +36,7 @@ mod capture;
 mod corpus;
 mod crash;
 mod deflate;
+mod disk_waits;
 mod fanout;
 mod faults;
 mod fire;
