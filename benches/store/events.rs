@@ -131,13 +131,13 @@ impl Stream {
             }
             // Reactions, reposts, zaps.
             45..70 => self.event(author, 7, &reply(b'e'), 1),
-            70..76 => self.event(author, 6, &reply(b'e'), 500),
+            70..76 => self.event(author, 6, &reply(b'e'), 300),
             76..82 => self.event(author, 9735, &reply(b'e'), 0),
             // Profiles, lists of relays, follows.
             82..84 => self.event(author, 0, &[], 400),
             84..86 => self.event(author, 10002, &[(b'r', "wss://relay.example".into())], 0),
             86 => {
-                let count = self.random.u64(20..200);
+                let count = self.random.u64(20..60);
                 let follows: Vec<Tag> = (0..count)
                     .map(|_| (b'p', hex_string(&key(self.uneven_below(self.authors)))))
                     .collect();
@@ -150,10 +150,10 @@ impl Stream {
             }
             91 => {
                 let title = self.random.u16(..);
-                self.event(author, 30023, &[(b'd', format!("article-{title}"))], 4_000)
+                self.event(author, 30023, &[(b'd', format!("article-{title}"))], 1_500)
             }
             // Private messages.
-            92..99 => self.event(author, 1059, &reply(b'e')[1..], 1_200),
+            92..99 => self.event(author, 1059, &reply(b'e')[1..], 600),
             // A deletion by the author.
             _ => self.event(other, 5, &reply(b'e')[..1], 0),
         }

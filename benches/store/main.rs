@@ -1,8 +1,11 @@
-//! The store beside bare LMDB: `cargo bench --bench store -- [write] [options]`, see each part's file.
+//! The store beside bare LMDB, and as it grows: `cargo bench --bench store -- [write|growth|import] [options]`,
+//! see each part's file. `write` is what runs when none is named.
 //!
 //! Measured is the CPU time of the thread that calls the store. What the kernel writes back later is nobody's.
 
 mod events;
+mod growth;
+mod import;
 mod write;
 
 use std::path::PathBuf;
@@ -43,12 +46,17 @@ fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
 }
 
 fn main() {
-    let parts: [(&str, fn()); 1] = [("write", write::run)];
+    let parts: [(&str, fn()); 4] = [
+        ("write", write::run),
+        ("growth", growth::run),
+        ("import", import::run),
+        (growth::WRITE_UNTIL_KILLED, growth::write_until_killed),
+    ];
     let asked: Vec<String> = std::env::args().skip(1).collect();
     let named = |name: &str| asked.iter().any(|argument| argument == name);
-    let all = !parts.iter().any(|(name, _)| named(name));
+    let none = !parts.iter().any(|(name, _)| named(name));
     for (name, run) in parts {
-        if all || named(name) {
+        if named(name) || (none && name == "write") {
             run();
         }
     }
