@@ -15,7 +15,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use support::Bench;
 
-const BOUNDS: FilterBounds = FilterBounds { filters_max: 20, values_max: 10_000 };
+const BOUNDS: FilterBounds = FilterBounds { filters_max: 20, values_max: 10_000, search: false };
 
 /// A stream of numbers (splitmix64).
 struct Random(u64);

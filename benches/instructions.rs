@@ -17,7 +17,7 @@ use rheostr::wire::websocket::{Decoder, Item};
 
 use self::core::{Core, commit, masked};
 
-const BOUNDS: FilterBounds = FilterBounds { filters_max: 20, values_max: 10_000 };
+const BOUNDS: FilterBounds = FilterBounds { filters_max: 20, values_max: 10_000, search: false };
 
 type Pass = Box<dyn FnMut()>;
 type SetUp = fn() -> Pass;

@@ -14,6 +14,7 @@
 //! The shell around it:
 //!
 //! - [`store`]: durable events in LMDB. One writer thread with group commit, a few readers.
+//! - `search`: full text beside the store, in builds with that feature.
 //! - [`driver`]: sockets and time. Shards on pinned threads, the flume bus between them, and the
 //!   backend (tokio-uring, glommio or epoll) behind one small seam.
 //! - [`ops`]: what an operator sees. Metrics, health, the admin socket.
@@ -85,5 +86,7 @@ pub mod driver;
 pub mod nostr;
 pub mod ops;
 pub mod relay;
+#[cfg(feature = "search")]
+pub mod search;
 pub mod store;
 pub mod wire;

@@ -101,6 +101,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
         listen: ([127, 0, 0, 1], 0).into(),
         backend,
         verify: true,
+        search: false,
         limits: Arc::new(Limits { ping_interval_ms: 0, ..Limits::default() }),
         tuning: Tuning::default(),
         pages: Arc::new(Pages { endpoint: "/".into(), ..Pages::default() }),

@@ -41,6 +41,7 @@ impl Core {
             origin: 0,
             shards: 1,
             verify,
+            search: false,
             limits: Arc::new(Limits {
                 ping_interval_ms: 0,
                 created_at_ahead_s_max: 0,

@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     if std::str::from_utf8(bytes).is_err() {
         return;
     }
-    let bounds = FilterBounds { filters_max: 5, values_max: 50 };
+    let bounds = FilterBounds { filters_max: 5, values_max: 50, search: true };
     let mut reader = MessageReader::default();
     let first = reader.read(&mut bytes.to_vec(), bounds);
     let second = reader.read(&mut bytes.to_vec(), bounds);

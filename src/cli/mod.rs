@@ -14,6 +14,7 @@ mod logging;
 mod output;
 mod read;
 mod relay;
+mod search;
 mod tend;
 
 use std::process::ExitCode;

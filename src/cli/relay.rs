@@ -21,6 +21,7 @@ use super::failure::Failure;
 use super::import::relay_names;
 use super::logging;
 use super::read::{store_options, unix_now};
+use super::search::Searching;
 use crate::config::memory::memory_bound;
 use crate::config::{self, Backend, Config};
 use crate::driver::backend::Choice;
@@ -97,6 +98,7 @@ struct Relay {
     readers: Readers,
     ops: Ops,
     store: Store,
+    searching: Option<Searching>,
     /// Those that write a trace, a capture.
     files: Vec<FileThread>,
 }
@@ -119,6 +121,8 @@ impl Relay {
         let (admin_sink, verdicts) = verdict_channel(origins);
         let mut sinks = mesh.sinks();
         sinks.push(Box::new(admin_sink));
+        let searching = Searching::prepare(config)?;
+        sinks.extend(searching.as_ref().and_then(Searching::sink));
         let last_sequence = store.info()?.last_sequence;
         let Limits { recent_events_max, recent_bytes_max, .. } = config.limits;
         let newest =
@@ -132,6 +136,7 @@ impl Relay {
             sinks,
             Box::new(move |commit| observed.observe(&commit)),
         )?;
+        let searching = searching.map(|searching| searching.start(&store)).transpose()?;
         let readers =
             Readers::spawn(&store, config.reader_count(), READER_QUEUE_JOBS_MAX, slice(config))?;
 
@@ -148,6 +153,7 @@ impl Relay {
             listen: config.listen,
             backend: choice(config.backend),
             verify: config.verify,
+            search: config.store.search,
             limits: Arc::new(config.limits.clone()),
             tuning: config.tuning,
             pages: Arc::new(pages(config)),
@@ -200,7 +206,7 @@ impl Relay {
             .start(running, metrics, store.clone(), writes)
             .map_err(|error| Failure::Failed(error.to_string()))?;
         let files = trace_thread.into_iter().chain(capture_thread).collect();
-        Ok(Self { shards, writer, readers, ops, store, files })
+        Ok(Self { shards, writer, readers, ops, store, searching, files })
     }
 
     /// Says that clients are accepted.
@@ -250,6 +256,9 @@ impl Relay {
             }
             self.writer.close();
             self.readers.close();
+            if let Some(searching) = self.searching {
+                searching.close();
+            }
             self.ops.stop();
             // The receiver is gone only when the process ends at once.
             let _ = done.send(());
@@ -339,12 +348,14 @@ fn choice(backend: Backend) -> Choice {
 
 fn pages(config: &Config) -> Pages {
     let (limitation, version) = (config.limitation(), env!("CARGO_PKG_VERSION"));
-    let (info, nips) = (&config.info, nip11::SUPPORTED_NIPS);
+    let (info, mut nips) = (&config.info, nip11::SUPPORTED_NIPS.to_vec());
+    nips.extend(config.store.search.then_some(nip11::SEARCH));
+    nips.sort_unstable();
     let url = config.public_url();
     Pages {
         endpoint: config.endpoint_path().into(),
-        document: nip11::document(info, &limitation, nips, version),
-        page: nip11::page(info, &limitation, nips, version, url.as_deref()),
+        document: nip11::document(info, &limitation, &nips, version),
+        page: nip11::page(info, &limitation, &nips, version, url.as_deref()),
     }
 }
 

@@ -379,6 +379,12 @@ pub const KEYS: &[Key] = &[
          last, in milliseconds. The next commit does it, too.",
     ),
     key(
+        "store.search",
+        Allowed::Flag,
+        "Whether clients may search the text of events (NIP-50); the index is in DATA/search. In builds with the \
+         feature search only.",
+    ),
+    key(
         "tuning.batch_bytes_max",
         Allowed::Number(4 << 10, 16 * MIB),
         "Bytes from which on one write to a socket takes no further frame. This and all of [tuning] is \

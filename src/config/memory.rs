@@ -43,6 +43,9 @@ const ADDRESS_BYTES: u64 = 96;
 /// What a shard keeps of one of the newest events beside its record, and counts over all of them.
 const RECENT_EVENT_BYTES: u64 = 54;
 const RECENT_COUNTS_BYTES: u64 = 256 << 10;
+/// What of the search index has not been written, and what merging its parts takes; its pages come on top, as
+/// the database's do.
+const SEARCH_BYTES: u64 = 64 << 20;
 /// Keys and dedupe of one shard, and 16 MiB of empty batches.
 const SHARD_BYTES: u64 = 20 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.
@@ -114,6 +117,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("compression", shards * deflate),
             ("readers", config.reader_count() as u64 * READER_BYTES),
             ("newest events", recent),
+            ("search index", u64::from(store.search) * SEARCH_BYTES),
             ("commit", 2 * u64::from(store.batch_bytes_max)),
             ("live events", shards * (u64::from(limits.live_bytes_max) + message)),
             ("submitted events", shards * (bytes(SUBMISSION_BYTES_MAX) + message)),

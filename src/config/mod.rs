@@ -89,6 +89,8 @@ pub struct Store {
     pub durability: Durability,
     /// How long a commit may wait for that with [`Durability::Interval`].
     pub sync_interval_ms: u32,
+    /// Whether clients may search the text of events (NIP-50), in builds with that feature.
+    pub search: bool,
 }
 
 /// When an accepted event is on the disk.
@@ -189,6 +191,7 @@ impl Default for Store {
             batch_bytes_max: 16 << 20,
             durability: Durability::Commit,
             sync_interval_ms: 1_000,
+            search: false,
         }
     }
 }

@@ -131,6 +131,8 @@ pub struct Config {
     pub backend: Choice,
     /// Whether signatures are checked.
     pub verify: bool,
+    /// Whether a REQ may search.
+    pub search: bool,
     /// The bounds in force.
     pub limits: Arc<Limits>,
     /// The sizes and budgets in force.
@@ -228,6 +230,7 @@ fn start_on<B: Backend>(config: Config) -> Result<Running, StartError> {
             origin: u16::try_from(number).expect("fewer shards than 2^16"),
             shards: u16::try_from(shards).expect("fewer shards than 2^16"),
             verify: config.verify,
+            search: config.search,
             limits: config.limits.clone(),
             pages: config.pages.clone(),
             deflate: config.deflate,

@@ -21,10 +21,13 @@ pub struct Filter {
     pub until: Option<u64>,
     /// Most stored events to return; does not bound the live part.
     pub limit: Option<u64>,
+    /// What the text of stored events is searched for (NIP-50): what is found comes best first, and there is
+    /// no live part.
+    pub search: Option<String>,
 }
 
 impl Filter {
-    /// Whether the event matches, `limit` aside.
+    /// Whether the event matches, `limit` and `search` aside.
     #[must_use]
     pub fn matches(&self, event: EventView<'_>) -> bool {
         self.kinds.as_ref().is_none_or(|kinds| kinds.binary_search(&event.kind().0).is_ok())

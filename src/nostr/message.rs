@@ -106,6 +106,8 @@ pub struct FilterBounds {
     pub filters_max: usize,
     /// Values over all lists of all filters.
     pub values_max: usize,
+    /// Whether a REQ may search (NIP-50).
+    pub search: bool,
 }
 
 /// Reads client messages; keeps its buffers from one to the next.
@@ -149,7 +151,7 @@ impl MessageReader {
     pub fn read_filter(&mut self, text: &mut [u8]) -> Result<Filter, String> {
         let mut budget = usize::MAX;
         self.parser
-            .parse(text, |value| read_filter(value, &mut budget))
+            .parse(text, |value| read_filter(value, &mut budget, false))
             .unwrap_or_else(|| Err("invalid: not JSON".into()))
     }
 }
@@ -195,7 +197,7 @@ fn read_message(
         "COUNT" => {
             let query = read_subscription_id(&mut items)?;
             let sketch = read_sketch_offset(items.clone());
-            match read_filters("COUNT", items, bounds) {
+            match read_filters("COUNT", items, FilterBounds { search: false, ..bounds }) {
                 Ok(filters) => Ok(ClientMessage::Count { query, filters, sketch }),
                 Err(reason) => Err(Refused::Count { query, reason }),
             }
@@ -248,14 +250,22 @@ fn read_filters(
     }
     let mut budget = bounds.values_max;
     let too_many = || format!("invalid: at most {} values in a {verb}", bounds.values_max);
-    items
-        .map(|value| read_filter(value, &mut budget))
+    let filters: Vec<Filter> = items
+        .map(|value| read_filter(value, &mut budget, bounds.search))
         .collect::<Result<_, _>>()
-        .map_err(|reason| if reason.is_empty() { too_many() } else { reason })
+        .map_err(|reason| if reason.is_empty() { too_many() } else { reason })?;
+    match filters.len() > 1 && filters.iter().any(|filter| filter.search.is_some()) {
+        true => Err(format!("unsupported: a {verb} that searches has one filter")),
+        false => Ok(filters),
+    }
 }
 
 /// Reads one filter and takes its values from `budget`; an empty error text when that is used up.
-fn read_filter(value: Value<'_, '_>, budget: &mut usize) -> Result<Filter, String> {
+fn read_filter(
+    value: Value<'_, '_>,
+    budget: &mut usize,
+    may_search: bool,
+) -> Result<Filter, String> {
     let mut items = value.as_object().ok_or("invalid: a filter must be an object")?;
     if items.has_duplicate_key() {
         return Err("invalid: a filter has a key twice".into());
@@ -284,6 +294,9 @@ fn read_filter(value: Value<'_, '_>, budget: &mut usize) -> Result<Filter, Strin
             }
             b"since" => filter.since = Some(read_number(value, "since")?),
             b"until" => filter.until = Some(read_number(value, "until")?),
+            b"search" if may_search => {
+                filter.search = words_of(value.as_str().ok_or("invalid: search must be a string")?);
+            }
             b"limit" => filter.limit = Some(read_number(value, "limit")?),
             [b'#', letter] if letter.is_ascii_alphabetic() => {
                 let values = read_tag_values(value, *letter)?;
@@ -297,6 +310,19 @@ fn read_filter(value: Value<'_, '_>, budget: &mut usize) -> Result<Filter, Strin
     }
     filter.tags.sort_unstable();
     Ok(filter)
+}
+
+/// A search without its extensions, `key:value`, of which none is known here (NIP-50); `None` when nothing is
+/// left.
+fn words_of(search: &str) -> Option<String> {
+    let is_extension = |word: &&str| {
+        word.split_once(':').is_some_and(|(key, value)| {
+            let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            !key.is_empty() && key.chars().all(is_key) && !value.starts_with("//")
+        })
+    };
+    let words: Vec<&str> = search.split_whitespace().filter(|word| !is_extension(word)).collect();
+    (!words.is_empty()).then(|| words.join(" "))
 }
 
 fn read_number(value: Value<'_, '_>, key: &str) -> Result<u64, String> {

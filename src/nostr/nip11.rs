@@ -73,6 +73,9 @@ pub struct Limitation {
 /// The name of the software, the same wherever it is given.
 pub const SOFTWARE: &str = env!("CARGO_PKG_NAME");
 
+/// Of a relay that searches, too.
+pub const SEARCH: u16 = 50;
+
 /// What this relay does; client NIPs are not a relay's to advertise.
 pub const SUPPORTED_NIPS: &[u16] = &[1, 9, 11, 40, 45, 62];
 

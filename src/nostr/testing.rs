@@ -1,5 +1,7 @@
 //! What tests of several layers share: events made from fields, hashed by a model of its own.
 
+use std::path::PathBuf;
+
 use secp256k1::{Keypair, schnorr};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -9,7 +11,8 @@ use super::message::{FilterBounds, MessageReader};
 use super::parse::Candidate;
 
 /// Bounds nobody meets by accident.
-pub const BOUNDS: FilterBounds = FilterBounds { filters_max: 20, values_max: 10_000 };
+pub const BOUNDS: FilterBounds =
+    FilterBounds { filters_max: 20, values_max: 10_000, search: false };
 
 /// How a serialization to be hashed writes the control characters NIP-01 gives no escape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,4 +121,18 @@ fn unescape_controls(text: &str) -> String {
 /// Reads one event's text.
 pub fn read_event(text: &str) -> Result<Candidate, &'static str> {
     MessageReader::default().read_event(&mut text.as_bytes().to_vec())
+}
+
+/// Real events, one a line, when they are there: in the file `$RHEOSTR_CORPUS`, or beside the checkout.
+pub fn corpus() -> Option<String> {
+    let beside =
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus/real-events.jsonl");
+    let path = std::env::var_os("RHEOSTR_CORPUS").map_or_else(beside, PathBuf::from);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            eprintln!("SKIPPED: no corpus at {} ({error}); set RHEOSTR_CORPUS", path.display());
+            None
+        }
+    }
 }

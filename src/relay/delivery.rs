@@ -63,7 +63,9 @@ impl Shard {
         let slot = u32::try_from(entry.key()).expect("fewer subscriptions than 2^32");
         let wants_stored =
             filters.iter().any(|filter| filter.limit != Some(0) && !filter.is_unsatisfiable());
-        let filed = match wants_stored || !planted(Bug::LimitZeroNotLive) {
+        // What is searched for is the store's to find.
+        let is_live = filters.iter().all(|filter| filter.search.is_none());
+        let filed = match is_live && (wants_stored || !planted(Bug::LimitZeroNotLive)) {
             true => self.index.insert(slot, &filters),
             false => Box::default(),
         };

@@ -110,6 +110,7 @@ mod tests {
             origin: 0,
             shards: 1,
             verify: true,
+            search: false,
             limits: limits.into(),
             pages: Pages { endpoint: "/".into(), ..Pages::default() }.into(),
             deflate: Accept::Off,

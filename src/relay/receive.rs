@@ -139,6 +139,7 @@ impl Shard {
         let bounds = FilterBounds {
             filters_max: limits.filters_max as usize,
             values_max: limits.filter_values_max as usize,
+            search: self.setup.search,
         };
         let inflated_max = self.inflater.worked_bytes() + INFLATED_PER_TURN;
         let mut messages = 0;

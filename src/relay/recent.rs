@@ -186,7 +186,8 @@ impl Recent {
         let since = filter.since.unwrap_or(0);
         let has_all = self.floor.is_none_or(|(Reverse(floor), ..)| floor < since);
         let at_most = self.at_most(filter);
-        if filter.ids.is_some() || !has_all && at_most < wanted {
+        let is_elsewhere = filter.ids.is_some() || filter.search.is_some();
+        if is_elsewhere || !has_all && at_most < wanted {
             return None;
         }
         if at_most == 0 {

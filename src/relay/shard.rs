@@ -55,6 +55,8 @@ pub struct Setup {
     pub shards: u16,
     /// Whether signatures are checked.
     pub verify: bool,
+    /// Whether a REQ may search.
+    pub search: bool,
     /// The bounds in force.
     pub limits: Arc<Limits>,
     /// What HTTP requests are answered with.

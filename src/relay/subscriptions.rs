@@ -363,6 +363,7 @@ mod tests {
                 since,
                 until,
                 limit: Some(0),
+                search: None,
             },
         )
     }

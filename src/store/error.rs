@@ -113,6 +113,9 @@ pub enum StoreError {
     /// The tables contradict each other; `rheostr check` tells more.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// The search index cannot be asked, or there is none.
+    #[error("the search index: {0}")]
+    Search(String),
     /// The caller submitted what the store must never see.
     #[error("event {id} cannot be stored: {reason}")]
     Unstorable {

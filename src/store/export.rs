@@ -4,12 +4,12 @@ use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
 
-use super::environment::Environment;
+use super::environment::{Environment, number};
 use super::error::StoreError;
 use super::schema::{CREATED_AT_MAX, Suffix};
 use super::transaction::suffix_of;
 use super::{Store, visible};
-use crate::nostr::{Event, EventView};
+use crate::nostr::{Event, EventView, TagRef};
 use crate::relay::ports::{Newest, Sequence};
 
 /// Bytes of records copied out before the transaction is dropped; one record may be larger.
@@ -107,6 +107,58 @@ impl Store {
             newest.events.extend(Event::from_record(record).map(|event| (sequence, event)));
         }
         Ok(newest)
+    }
+}
+
+impl Store {
+    /// Hands the next stored events by sequence number, `most` at most, to `visit`; answers how far it came.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn events_after(
+        &self,
+        after: Sequence,
+        most: usize,
+        mut visit: impl FnMut(Sequence, EventView<'_>),
+    ) -> Result<Sequence, StoreError> {
+        let environment = self.environment()?;
+        let txn = environment.env.read_txn()?;
+        let first = (after + 1).to_be_bytes();
+        let range = (Bound::Included(&first[..]), Bound::Unbounded);
+        let mut last = after;
+        for entry in environment.tables.event.range(&txn, &range)?.take(most) {
+            let (key, record) = entry?;
+            last = number(key)?;
+            let event = EventView::new(record)
+                .ok_or_else(|| StoreError::Damaged(format!("event {last} is no record")))?;
+            visit(last, event);
+        }
+        Ok(last)
+    }
+
+    /// Those of `events` that are not stored.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn missing(&self, events: &[Sequence]) -> Result<Vec<Sequence>, StoreError> {
+        let environment = self.environment()?;
+        let txn = environment.env.read_txn()?;
+        let mut missing = Vec::new();
+        for sequence in events {
+            if environment.event(&txn, *sequence)?.is_none() {
+                missing.push(*sequence);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// A number that is this store's as long as it lives, and with it its sequence numbers.
+    ///
+    /// # Errors
+    /// When the environment is lost.
+    pub fn fingerprint(&self) -> Result<u64, StoreError> {
+        let hasher = self.environment()?.hasher;
+        Ok(u64::from_be_bytes(hasher.tag(TagRef::Text(b"fingerprint"))))
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `environment` | opening, locking, the tables' handles |
 //! | `transaction` | how an event comes and goes in the tables |
 //! | `apply`, `maintain`, `visible`, `names` | the rules: what is stored, erased, served |
+//! | `ranked` | reading in the order of a search |
 //! | `plan`, `scan`, `export` | reading |
 //! | `writer`, `readers` | the threads: the only places with a clock and channels |
 //! | `check`, `repair` | every table against every event; a store made anew from its events |
@@ -44,6 +45,7 @@ mod export;
 mod maintain;
 mod names;
 mod plan;
+mod ranked;
 mod reader_table;
 mod readers;
 mod repair;
@@ -54,7 +56,7 @@ mod visible;
 mod writer;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -71,6 +73,7 @@ pub use error::StoreError;
 pub use export::ExportRange;
 pub use maintain::Maintained;
 pub use names::RelayNames;
+pub use ranked::Search;
 pub use reader_table::{Reader, readers};
 pub use readers::{ReadJob, Readers, ReadersHandle};
 pub use repair::Repaired;
@@ -115,6 +118,7 @@ struct Shared {
     _lock: Option<File>,
     /// Keeps others from replacing the data file.
     _files: File,
+    search: OnceLock<Arc<dyn Search>>,
 }
 
 /// What a store holds.
@@ -208,6 +212,7 @@ impl Store {
             sync_first: AtomicBool::new(false),
             _lock: lock,
             _files: files,
+            search: OnceLock::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -242,6 +247,17 @@ impl Store {
     pub fn scan(&self, query: Query) -> Result<Scan, StoreError> {
         self.environment()?;
         Ok(Scan::new(query))
+    }
+
+    /// Has searches answered by `search`, from now on and whatever is told later.
+    pub fn set_search(&self, search: Arc<dyn Search>) {
+        // The first is kept.
+        let _ = self.shared.search.set(search);
+    }
+
+    fn search(&self) -> Result<&dyn Search, StoreError> {
+        let search = self.shared.search.get();
+        search.map(|search| &**search).ok_or_else(|| StoreError::Search("there is none".into()))
     }
 
     /// The number of visible events that match one of the filters, their `limit`s aside. The

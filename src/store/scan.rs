@@ -19,8 +19,8 @@
 //! they follow each other in the merge.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
+use std::collections::{BinaryHeap, VecDeque};
 
 use bytes::BytesMut;
 use heed::RoTxn;
@@ -31,6 +31,7 @@ use super::environment::Environment;
 use super::error::StoreError;
 use super::estimate::choose;
 use super::plan::{Index, SOURCES_MAX, Source, Way, bounds};
+use super::ranked::Ranked;
 use super::schema::Suffix;
 use super::transaction::find;
 use super::{Store, visible};
@@ -65,9 +66,11 @@ pub struct Scan {
     /// Whether a filter ended at its limit rather than at its last match.
     limited: bool,
     /// Index entries examined so far.
-    examined: u64,
+    pub(super) examined: u64,
     /// What has been counted, if it counts and hands nothing out.
     pub(super) tally: Option<Box<Tally>>,
+    /// What is left of a search, if it is one; then there are no filters.
+    pub(super) ranked: Option<Ranked>,
 }
 
 #[derive(Debug)]
@@ -107,12 +110,17 @@ impl Scan {
             limited: false,
             examined: 0,
             tally: None,
+            ranked: None,
         };
         for filter in query.filters {
             let left = filter.limit.unwrap_or(u64::MAX).min(query.limit_max);
             let Some((newest, oldest)) = bounds(&filter) else { continue };
             if left == 0 {
                 scan.limited = true;
+                continue;
+            }
+            if filter.search.is_some() {
+                scan.ranked = Some(Ranked { filter, left, asked: 0, hits: VecDeque::new() });
                 continue;
             }
             let ids = filter.ids.as_ref().map(|_| Ids::default());
@@ -143,6 +151,13 @@ impl Scan {
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
         let before = self.examined;
+        if let Some(ranked) = self.ranked.take() {
+            let search = store.search()?;
+            let mut chunk =
+                self.ranked_slice(ranked, search, (&*environment, &txn), budget, now)?;
+            chunk.examined = self.examined - before;
+            return Ok(chunk);
+        }
         if let Some(tally) = self.tally.take() {
             let mut chunk = self.tally_slice(tally, &environment, &txn, budget, now)?;
             chunk.examined = self.examined - before;
@@ -197,7 +212,8 @@ impl Scan {
     /// Whether nothing follows.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.heads.is_empty()
+        self.ranked.is_none()
+            && self.heads.is_empty()
             && self.planned == self.filters.len()
             && self.filters.iter().all(FilterScan::is_looked_up)
     }
@@ -236,10 +252,7 @@ impl Scan {
         now: u64,
         accept: &mut dyn FnMut(Suffix, EventView<'t>) -> bool,
     ) -> Result<(), StoreError> {
-        let snapshot = match self.snapshot {
-            Some(snapshot) => snapshot,
-            None => *self.snapshot.insert(environment.last_sequence(txn)?),
-        };
+        let snapshot = self.begin_snapshot(environment, txn)?;
         let mut left = entries.max(1);
         self.plan(environment, txn, &mut left)?;
         self.look_up_ids(environment, txn, &mut left)?;
@@ -261,6 +274,18 @@ impl Scan {
             left -= 1;
         }
         Ok(())
+    }
+
+    /// The last sequence number it looks at, which its first slice fixes.
+    pub(super) fn begin_snapshot(
+        &mut self,
+        environment: &Environment,
+        txn: &RoTxn<'_>,
+    ) -> Result<Sequence, StoreError> {
+        match self.snapshot {
+            Some(snapshot) => Ok(snapshot),
+            None => Ok(*self.snapshot.insert(environment.last_sequence(txn)?)),
+        }
     }
 
     /// Chooses the sources of filters while entries are left.

@@ -10,11 +10,12 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// What a layer may name besides itself. A layer that is not listed here may name everything.
-const MAY_IMPORT: [(&str, &[&str]); 6] = [
+const MAY_IMPORT: [(&str, &[&str]); 7] = [
     ("wire", &[]),
     ("nostr", &[]),
     ("relay", &["wire", "nostr"]),
     ("store", &["nostr", "relay::ports"]),
+    ("search", &["nostr", "relay::ports", "store"]),
     ("driver", &["wire", "nostr", "relay", "store"]),
     ("config", &["nostr", "relay"]),
 ];

@@ -48,6 +48,8 @@ mod nip01_more;
 mod nip45;
 mod nostr_sdk;
 mod recent;
+#[cfg(feature = "search")]
+mod search;
 mod submits;
 mod support;
 mod trace;

@@ -1,23 +1,9 @@
 //! Every event of a corpus of real ones, where there is one.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
+use crate::nostr::testing::corpus;
 use crate::nostr::{MessageReader, Verifier};
-
-fn corpus() -> Option<String> {
-    let beside =
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus/real-events.jsonl");
-    let path = std::env::var_os("RHEOSTR_CORPUS").map_or_else(beside, PathBuf::from);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            eprintln!("SKIPPED: no corpus at {} ({error}); set RHEOSTR_CORPUS", path.display());
-            None
-        }
-    }
-}
 
 #[test]
 fn every_real_event_is_read_kept_and_verified() {

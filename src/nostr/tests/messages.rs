@@ -248,7 +248,7 @@ fn the_first_tag_value_as_written_says_where_a_sketch_looks() {
 
 #[test]
 fn values_are_counted_over_all_lists_of_a_req() {
-    let bounds = FilterBounds { filters_max: 2, values_max: 4 };
+    let bounds = FilterBounds { filters_max: 2, values_max: 4, search: false };
     let try_read = |text: &str| {
         MessageReader::default().read(&mut text.as_bytes().to_vec(), bounds).map(|_| ())
     };
@@ -419,4 +419,27 @@ fn any_message() -> impl Strategy<Value = String> {
         ),
         r#"\[("EVENT"|"REQ"|"CLOSE"|"AUTH"|"COUNT"),("s"|\{\}|\[\]|1)(,\{"(kinds":\[1|.t":\["a")\]\})?[\]x]"#,
     ]
+}
+
+#[test]
+fn a_search_loses_its_extensions_and_is_its_filters_own() {
+    let bounds = FilterBounds { search: true, ..BOUNDS };
+    let read = |text: &str| match MessageReader::default()
+        .read(&mut text.as_bytes().to_vec(), bounds)
+    {
+        Ok(ClientMessage::Req { mut filters, .. }) => Ok(filters.pop().unwrap().search),
+        Err(Refused::Subscription { reason, .. } | Refused::Count { reason, .. }) => Err(reason),
+        other => panic!("{other:?}"),
+    };
+    let req = |search: &str| read(&json!(["REQ", "s", {"search": search}]).to_string());
+    assert_eq!(req("best  apps"), Ok(Some("best apps".into())));
+    assert_eq!(req("apps include:spam language:en"), Ok(Some("apps".into())));
+    assert_eq!(req("https://relay.example :) a:"), Ok(Some("https://relay.example :)".into())));
+    assert_eq!(req("domain:example.com"), Ok(None));
+    assert_eq!(req(""), Ok(None));
+    assert!(read(r#"["REQ","s",{"search":7}]"#).unwrap_err().starts_with("invalid: "));
+    let two = read(r#"["REQ","s",{"kinds":[1]},{"search":"x"}]"#);
+    assert_eq!(two.unwrap_err(), "unsupported: a REQ that searches has one filter");
+    let counted = read(r#"["COUNT","s",{"search":"x"}]"#);
+    assert_eq!(counted.unwrap_err(), "unsupported: no filter field \"search\"");
 }

@@ -19,6 +19,7 @@ fn shard() -> Shard {
         origin: 0,
         shards: 1,
         verify: false,
+        search: false,
         limits: Arc::new(Limits::default()),
         pages: Arc::new(Pages { endpoint: "/".into(), ..Pages::default() }),
         deflate: Accept::Off,

@@ -55,7 +55,7 @@ fn filter() -> impl Strategy<Value = Filter> {
             kinds.iter_mut().for_each(|k| k.sort_unstable());
             let value = |p| vec![TagRef::Hex(&key(p)).to_owned()];
             let tags = p.map(|p| (b'p', value(p))).into_iter().collect();
-            Filter { ids: None, authors, kinds, tags, since, until, limit }
+            Filter { authors, kinds, tags, since, until, limit, ..Filter::default() }
         },
     )
 }

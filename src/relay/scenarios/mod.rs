@@ -48,6 +48,7 @@ impl Relay {
             origin: 0,
             shards,
             verify: true,
+            search: false,
             limits: Arc::new(limits),
             pages: Arc::new(pages),
             deflate: Accept::Off,

@@ -87,6 +87,7 @@ impl World {
                 origin: u16::try_from(origin).expect("few"),
                 shards: u16::try_from(shards).expect("few"),
                 verify: false,
+                search: false,
                 limits: limits.clone(),
                 pages: pages.clone(),
                 deflate,

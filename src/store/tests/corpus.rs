@@ -1,6 +1,4 @@
-//! Real events, when they are there: in `$RHEOSTR_CORPUS`, or in `../shared/corpus`.
-
-use std::path::PathBuf;
+//! Real events, when they are there.
 
 use super::queries::{ask, queries_count};
 use crate::nostr::event::Event;
@@ -10,13 +8,7 @@ use crate::store::testing::*;
 const NOW: u64 = 1_800_000_000;
 
 fn corpus() -> Option<Vec<Event>> {
-    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus");
-    let dir = std::env::var_os("RHEOSTR_CORPUS").map_or_else(default, PathBuf::from);
-    let path = dir.join("real-events.jsonl");
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        eprintln!("SKIPPED: there are no real events at {}", path.display());
-        return None;
-    };
+    let text = crate::nostr::testing::corpus()?;
     let event = |line: &str| from_json(&serde_json::from_str(line).expect("an event a line"));
     let storable = |event: &Event| !(20_000..30_000).contains(&event.view().kind().0);
     Some(text.lines().map(event).filter(storable).collect())

@@ -91,6 +91,7 @@ pub(super) fn filter() -> impl Strategy<Value = Filter> {
                 since,
                 until,
                 limit,
+                search: None,
             }
         })
 }

@@ -1,0 +1,334 @@
+//! The thread that keeps the index up with the store.
+//!
+//! ```text
+//!   catching up ──nothing behind──▶ waiting ──a commit, a second later──▶ catching up
+//!        │                             │
+//!        └──────── failed: said once, tried again after a while ────────┘
+//! ```
+//!
+//! The index notes with each of its commits how far it has come, and of which store. What the store erases is
+//! told by its commits; where too much was told at once, or was erased while no relay ran, the index is swept.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tantivy::{IndexWriter, TantivyError, Term};
+
+use super::{SearchIndex, document};
+use crate::relay::ports::{CommitBatch, Sequence};
+use crate::store::{CommitSink, Store, StoreError};
+
+/// Records looked at in one read transaction.
+const CHUNK_EVENTS: usize = 500;
+
+/// How long what is new may wait to be found: the index commits so often at most.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// While it has far to go, it commits so often: each makes a segment that is merged later.
+const COMMIT_EVERY_BEHIND: Duration = Duration::from_secs(20);
+
+/// After a failure.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Added to the priority of its threads, of 19 at most: one that is needed elsewhere waits.
+const NICENESS: i32 = 10;
+
+/// Memory of the writer; tantivy wants 15 MB at least.
+const WRITER_BYTES: usize = 32 << 20;
+
+/// Erased events that wait to be taken out; beyond them the index is swept.
+pub(super) const ERASED_MAX: usize = 1 << 16;
+
+/// Tells the thread of commits.
+#[derive(Clone, Debug)]
+pub struct Erasures {
+    shared: Arc<Shared>,
+    wake: flume::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    erased: Mutex<Vec<Sequence>>,
+    /// Not all that was erased is among them.
+    sweep: AtomicBool,
+    stopping: AtomicBool,
+}
+
+/// What to wait on, from where an [`Erasures`] tells it.
+pub struct Tail {
+    erasures: Erasures,
+    thread: JoinHandle<()>,
+}
+
+impl CommitSink for Erasures {
+    fn publish(&self, batch: &Arc<CommitBatch>) {
+        if !batch.erased.is_empty() {
+            let mut erased = self.shared.erased.lock().unwrap_or_else(PoisonError::into_inner);
+            if erased.len() + batch.erased.len() > ERASED_MAX {
+                self.shared.sweep.store(true, Relaxed);
+            } else {
+                erased.extend(batch.erased.iter().map(|erased| erased.sequence));
+            }
+        }
+        // Full: it will wake anyway.
+        let _ = self.wake.try_send(());
+    }
+}
+
+/// The ends of what wakes the thread: the first goes to the store's writer when it starts, both to
+/// [`Tail::spawn`].
+#[must_use]
+pub fn channel() -> (Erasures, flume::Receiver<()>) {
+    let (wake, woken) = flume::bounded(1);
+    (Erasures { shared: Arc::default(), wake }, woken)
+}
+
+impl Tail {
+    /// As [`channel`].
+    #[must_use]
+    pub fn channel() -> (Erasures, flume::Receiver<()>) {
+        channel()
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the index's lock is held, or a thread cannot be started.
+    pub fn spawn(
+        store: Store,
+        index: SearchIndex,
+        erasures: Erasures,
+        woken: flume::Receiver<()>,
+    ) -> Result<Self, TantivyError> {
+        let (ready, is_ready) = flume::bounded(1);
+        let shared = erasures.shared.clone();
+        let thread = std::thread::Builder::new().name("search".into());
+        let thread = thread.spawn(move || {
+            // Its own threads begin as this one is: behind whoever serves clients.
+            if let Err(error) = rustix::process::nice(NICENESS) {
+                tracing::debug!(%error, "the search index has no lower priority");
+            }
+            match State::new(store, index, shared, woken) {
+                Err(error) => drop(ready.send(Err(error))),
+                Ok(mut state) => {
+                    drop(ready.send(Ok(())));
+                    state.run();
+                }
+            }
+        })?;
+        let ended = || TantivyError::InternalError("its thread ended".into());
+        is_ready.recv().map_err(|_| ended())??;
+        Ok(Self { erasures, thread })
+    }
+
+    /// Has the thread commit what it has taken in, and ends it.
+    pub fn close(self) {
+        self.erasures.shared.stopping.store(true, Relaxed);
+        let _ = self.erasures.wake.try_send(());
+        if self.thread.join().is_err() {
+            tracing::error!("the search thread panicked");
+        }
+    }
+}
+
+struct State {
+    store: Store,
+    index: SearchIndex,
+    writer: IndexWriter,
+    shared: Arc<Shared>,
+    woken: flume::Receiver<()>,
+    /// The store that is indexed.
+    store_name: u64,
+    /// The last event taken in.
+    last: Sequence,
+    dirty: bool,
+}
+
+/// Either side's failure.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Index(#[from] TantivyError),
+}
+
+impl State {
+    fn new(
+        store: Store,
+        index: SearchIndex,
+        shared: Arc<Shared>,
+        woken: flume::Receiver<()>,
+    ) -> Result<Self, TantivyError> {
+        let writer = index.index.writer_with_num_threads(1, WRITER_BYTES)?;
+        let store_name = store.fingerprint().map_err(|error| {
+            TantivyError::InternalError(format!("the store cannot be read: {error}"))
+        })?;
+        // What was erased while nobody told.
+        shared.sweep.store(true, Relaxed);
+        Ok(Self { store, index, writer, shared, woken, store_name, last: 0, dirty: false })
+    }
+
+    fn run(&mut self) {
+        let mut failing = false;
+        let mut begun = false;
+        while !self.is_stopping() {
+            let result = match begun {
+                true => self.catch_up(),
+                false => self.begin().and_then(|()| self.catch_up()),
+            };
+            begun |= result.is_ok();
+            match result {
+                Ok(()) if std::mem::take(&mut failing) => {
+                    tracing::info!("the search index is kept up again");
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(%error, "the search index is not kept up: it is tried again");
+                    }
+                    // What was not committed is taken in again. Where this fails too, so does what follows.
+                    begun = false;
+                    let _ = self.writer.rollback();
+                    self.rest(RETRY_AFTER);
+                    continue;
+                }
+            }
+            // Whoever publishes wakes it; what comes within the next second goes with it.
+            let _ = self.woken.recv();
+            self.rest(COMMIT_EVERY);
+        }
+        if self.dirty
+            && let Err(error) = self.commit()
+        {
+            tracing::warn!(%error, "the search index ends behind the store: it catches up later");
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Relaxed)
+    }
+
+    /// Sleeps, but not when the relay stops.
+    fn rest(&self, long: Duration) {
+        let end = Instant::now() + long;
+        while !self.is_stopping() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Goes on where the index was left, or from the beginning where it is another store's.
+    fn begin(&mut self) -> Result<(), Failure> {
+        let noted = self.index.index.load_metas()?.payload;
+        let noted = noted.as_deref().and_then(|text| text.split_once(' '));
+        let numbers = |(name, last): (&str, &str)| -> Option<(u64, Sequence)> {
+            Some((name.parse().ok()?, last.parse().ok()?))
+        };
+        let noted = noted.and_then(numbers);
+        let stored = self.store.info()?.last_sequence;
+        self.last = match noted {
+            Some((name, last)) if name == self.store_name && last <= stored => last,
+            noted => {
+                if noted.is_some() {
+                    tracing::info!("the search index is of another store: it is made anew");
+                }
+                self.writer.delete_all_documents()?;
+                0
+            }
+        };
+        self.dirty = true;
+        Ok(())
+    }
+
+    fn catch_up(&mut self) -> Result<(), Failure> {
+        let mut committed = Instant::now();
+        loop {
+            let before = self.last;
+            let (writer, index) = (&self.writer, &self.index);
+            let mut added = Ok(());
+            self.last = self.store.events_after(self.last, CHUNK_EVENTS, |sequence, event| {
+                if let Some(document) = document(&index.fields, sequence, event)
+                    && let Err(error) = writer.add_document(document)
+                {
+                    added = Err(error);
+                }
+            })?;
+            added?;
+            self.dirty |= self.last != before;
+            self.take_out();
+            if self.last == before || self.is_stopping() {
+                break;
+            }
+            if committed.elapsed() >= COMMIT_EVERY_BEHIND {
+                self.commit()?;
+                committed = Instant::now();
+            }
+        }
+        if self.dirty {
+            self.commit()?;
+        }
+        if self.shared.sweep.swap(false, Relaxed) {
+            self.sweep()?;
+        }
+        Ok(())
+    }
+
+    /// Takes out what the store has erased.
+    fn take_out(&mut self) {
+        let erased = {
+            let mut erased = self.shared.erased.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *erased)
+        };
+        for sequence in erased {
+            // One that is not taken in yet is not found when its turn comes.
+            self.delete(sequence);
+        }
+    }
+
+    fn delete(&mut self, sequence: Sequence) {
+        let term = Term::from_field_u64(self.index.fields.sequence, sequence);
+        self.writer.delete_term(term);
+        self.dirty = true;
+    }
+
+    fn commit(&mut self) -> Result<(), Failure> {
+        let mut commit = self.writer.prepare_commit()?;
+        commit.set_payload(&format!("{} {}", self.store_name, self.last));
+        commit.commit()?;
+        self.index.reader.reload()?;
+        self.dirty = false;
+        Ok(())
+    }
+
+    /// Takes out every event that is not stored any more.
+    fn sweep(&mut self) -> Result<(), Failure> {
+        let searcher = self.index.reader.searcher();
+        for segment in searcher.segment_readers() {
+            let sequences = segment.fast_fields().u64("sequence")?;
+            let sequences: Vec<Sequence> =
+                segment.doc_ids_alive().filter_map(|doc| sequences.first(doc)).collect();
+            for part in sequences.chunks(CHUNK_EVENTS) {
+                for gone in self.store.missing(part)? {
+                    self.delete(gone);
+                }
+                if self.is_stopping() {
+                    self.shared.sweep.store(true, Relaxed);
+                    return Ok(());
+                }
+            }
+        }
+        if self.dirty {
+            self.commit()?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the index of a data directory lies.
+#[must_use]
+pub fn directory(data: &Path) -> std::path::PathBuf {
+    data.join("search")
+}
