@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 
 const WORDS: &str = "rheostr: a page of the data file cannot be read (SIGBUS): the file was cut short, or the \
-                     disk fails; the kernel's log says which. `rheostr check --repair` keeps what can be read; \
-                     where it ends like this too, `rheostr restore` a backup.\n";
+                     disk fails; the kernel's log says which. `rheostr check --repair` makes the store anew \
+                     from its events; where these cannot be read, `rheostr restore` a backup.\n";
 
 extern "C" fn say(_: libc::c_int) {
     // SAFETY: write and signal are async-signal-safe, and the words are static. That nobody reads them is no

@@ -2,8 +2,8 @@
 //!
 //! Forward: each event has exactly the entries that its record asks for. Backward: when a table
 //! holds another number of entries than were found that way, each of its entries is asked for its
-//! event. Each record is made anew from its JSON, whose hash must be its id. One read transaction sees it all: while a relay writes, the file grows for as long as
-//! the check runs.
+//! event. Each record is made anew from its JSON, whose hash must be its id. One read transaction sees
+//! it all: while a relay writes, the file grows for as long as the check runs.
 
 use heed::RoTxn;
 use serde::Deserialize;
@@ -285,9 +285,13 @@ impl<'c> Check<'c> {
     fn rules(&mut self, event: EventView<'_>, seq: Sequence) -> Result<(), StoreError> {
         let tables = &self.environment.tables;
         let unstoppable = matches!(event.kind(), Kind::DELETION | Kind::VANISH);
-        let tomb = tomb_key(event.id(), event.pubkey());
-        if !unstoppable && tables.tomb_id.get(self.txn, &tomb)?.is_some() {
-            self.difference(|| format!("event {seq}: stored, although deleted by id"));
+        let wrapped = event.kind() == Kind::GIFT_WRAP;
+        let recipients = wrapped.then(|| visible::recipients(event)).into_iter().flatten();
+        for deleter in std::iter::once(event.pubkey()).chain(recipients) {
+            let tomb = tables.tomb_id.get(self.txn, &tomb_key(event.id(), deleter))?;
+            if !unstoppable && tomb.is_some() {
+                self.difference(|| format!("event {seq}: stored, although deleted by id"));
+            }
         }
         if visible::is_covered(tables.vanish, self.txn, event)?
             && !visible::is_covered(tables.backlog, self.txn, event)?

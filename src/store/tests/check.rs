@@ -19,6 +19,7 @@ fn furnished() -> (Store, Directory) {
         event(id(1, 3), 1, 5, 100, &[["a", &address], ["e", &doomed]]),
         event(id(1, 4), 2, 1, 100, &[]),
         event(id(1, 5), 2, 62, 100, &[["relay", URL]]),
+        event(id(1, 6), 3, 1059, 100, &[["p", &hex(&key(4))]]),
     ];
     apply(&store, &events, 10);
     assert_sound(&store);
@@ -135,12 +136,13 @@ fn a_record_whose_tags_are_nonsense_is_told_and_not_tripped_over() {
 fn events_that_should_have_gone_are_seen() {
     let (store, _dir) = furnished();
     damage(&store, |tables, txn| {
-        let mut tomb = id(1, 1).to_vec();
-        tomb.extend_from_slice(&key(1));
-        tables.tomb_id.put(txn, &tomb, &[0; 8]).unwrap();
+        for (event, deleter) in [(id(1, 1), key(1)), (id(1, 6), key(4)), (id(1, 6), key(5))] {
+            tables.tomb_id.put(txn, &[event, deleter].concat(), &[0; 8]).unwrap();
+        }
         tables.backlog.clear(txn).unwrap();
         tables.vanish.put(txn, &key(1), &50u64.to_be_bytes()).unwrap();
     });
-    // The event with a tombstone, and the one whose vanish nobody would carry out any more.
-    assert_eq!(differences(&store), 2);
+    // The event with a tombstone of its author, the gift wrap with one of whom it is for, and the event
+    // whose vanish nobody would carry out any more.
+    assert_eq!(differences(&store), 3);
 }
