@@ -9,6 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Store;
+use super::error::StoreError;
+use super::records::{Gathered, Gathering};
 use super::scan::{Scan, SliceBudget};
 use crate::relay::ports::Chunk;
 
@@ -19,6 +21,18 @@ pub struct ReadJob {
     /// Runs on the reader's thread: it hands over and returns, it does not wait.
     pub deliver: Box<dyn FnOnce(Box<Scan>, Chunk) + Send>,
 }
+
+/// One slice of records to be gathered, which comes back as a [`ReadJob`]'s does.
+pub struct GatherJob {
+    /// What has been gathered so far; it comes back through `deliver`.
+    pub gathering: Box<Gathering>,
+    /// Runs on the reader's thread: it hands over and returns, it does not wait. The text of a failure is
+    /// for the operator.
+    pub deliver: Box<dyn FnOnce(Box<Gathering>, GatherResult) + Send>,
+}
+
+/// What a slice came to, or why it failed.
+pub type GatherResult = Result<Gathered, String>;
 
 /// Where jobs are submitted. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +49,7 @@ pub struct Readers {
 
 enum Work {
     Read(ReadJob),
+    Gather(GatherJob),
     /// Ends the thread that takes it.
     Close,
 }
@@ -56,6 +71,17 @@ impl ReadersHandle {
         self.jobs.send_async(Work::Read(job)).await.map_err(|error| returned(error.into_inner()))
     }
 
+    /// Submits a job without waiting.
+    ///
+    /// # Errors
+    /// The job comes back when the queue is full or the pool is closed.
+    pub fn try_gather(&self, job: GatherJob) -> Result<(), GatherJob> {
+        self.jobs.try_send(Work::Gather(job)).map_err(|error| match error.into_inner() {
+            Work::Gather(job) => job,
+            Work::Read(_) | Work::Close => unreachable!("it was handed in"),
+        })
+    }
+
     /// Jobs waiting.
     #[must_use]
     pub fn queued(&self) -> usize {
@@ -66,7 +92,7 @@ impl ReadersHandle {
 fn returned(work: Work) -> ReadJob {
     match work {
         Work::Read(job) => job,
-        Work::Close => unreachable!("handles submit jobs only"),
+        Work::Gather(_) | Work::Close => unreachable!("it was handed in"),
     }
 }
 
@@ -112,21 +138,34 @@ impl Readers {
 
 /// A reader's life.
 fn read(store: &Store, jobs: &flume::Receiver<Work>, budget: &SliceBudget) {
-    while let Ok(Work::Read(ReadJob { mut scan, deliver })) = jobs.recv() {
+    while let Ok(work) = jobs.recv() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        // A scan that failed is never run again, so no broken state is seen.
-        let slice = catch_unwind(AssertUnwindSafe(|| scan.slice(store, budget, now)));
-        let chunk = match slice {
-            Ok(Ok(chunk)) => chunk,
-            Ok(Err(error)) => {
-                let error = store.note(error);
-                tracing::error!(%error, "a stored query failed");
-                failed(error.to_string())
+        // What the receiver does with a result is its own affair: the pool lives on.
+        let _ = match work {
+            Work::Read(ReadJob { mut scan, deliver }) => {
+                let slice = guarded(store, || scan.slice(store, budget, now));
+                let chunk = slice.unwrap_or_else(failed);
+                catch_unwind(AssertUnwindSafe(|| deliver(scan, chunk)))
             }
-            Err(panic) => failed(format!("reader panicked: {}", message(&*panic))),
+            Work::Gather(GatherJob { mut gathering, deliver }) => {
+                let slice = guarded(store, || gathering.slice(store, budget, now));
+                catch_unwind(AssertUnwindSafe(|| deliver(gathering, slice)))
+            }
+            Work::Close => return,
         };
-        // What the receiver does with a chunk is its own affair: the pool lives on.
-        let _ = catch_unwind(AssertUnwindSafe(|| deliver(scan, chunk)));
+    }
+}
+
+/// Runs a slice. What failed or panicked is never run again, so no broken state is seen.
+fn guarded<T>(store: &Store, slice: impl FnOnce() -> Result<T, StoreError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(slice)) {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(error)) => {
+            let error = store.note(error);
+            tracing::error!(%error, "a stored query failed");
+            Err(error.to_string())
+        }
+        Err(panic) => Err(format!("reader panicked: {}", message(&*panic))),
     }
 }
 

@@ -243,6 +243,19 @@ impl Scan {
         self.run(&environment, &txn, entries, now, &mut |suffix, _| take(suffix.seq()))
     }
 
+    /// Goes on by one slice, showing events to `take` until it answers false.
+    pub(super) fn visit(
+        &mut self,
+        store: &Store,
+        entries: usize,
+        now: u64,
+        take: &mut dyn FnMut(EventView<'_>) -> bool,
+    ) -> Result<(), StoreError> {
+        let environment = store.environment()?;
+        let txn = environment.env.read_txn()?;
+        self.run(&environment, &txn, entries, now, &mut |_, event| take(event))
+    }
+
     /// Steps until the entries are used up, nothing is left, or `accept` has no room for an event.
     pub(super) fn run<'t>(
         &mut self,

@@ -10,6 +10,7 @@ mod open;
 mod plan;
 mod pure;
 mod queries;
+mod records;
 mod repair;
 mod rules;
 mod scan;
