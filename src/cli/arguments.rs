@@ -58,6 +58,11 @@ pub enum Command {
     ///
     /// Leaves no tombstones: the same events may be published or imported again.
     Delete(DeleteArguments),
+    /// Erase what the rules of [[retention]] do not keep
+    ///
+    /// A running relay does so by itself: then only --dry-run is of use, which says for each rule what
+    /// would be erased after the rules before it.
+    Retain(RetainArguments),
     /// Print what a data directory holds, and which relay runs on it
     Info(InfoArguments),
     /// Compare every index with every event, and every event with its id; exit 1 on differences
@@ -182,6 +187,16 @@ pub struct DeleteArguments {
     /// A filter as in NIP-01; several are ORed
     #[arg(long = "filter", value_name = "FILTER_JSON", required = true)]
     pub filters: Vec<String>,
+    /// Count what would be erased
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// For `retain`.
+#[derive(Debug, Args)]
+pub struct RetainArguments {
+    #[command(flatten)]
+    pub store: StoreArguments,
     /// Count what would be erased
     #[arg(long)]
     pub dry_run: bool,

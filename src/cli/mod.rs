@@ -37,6 +37,7 @@ pub fn main() -> ExitCode {
         Some(Command::Scan(command)) => read::scan(&command),
         Some(Command::Count(command)) => read::count(&command),
         Some(Command::Delete(command)) => tend::delete(&command),
+        Some(Command::Retain(command)) => tend::retain(&command),
         Some(Command::Info(command)) => tend::info(&command),
         Some(Command::Check(command)) => tend::check(&command),
         Some(Command::Backup(command)) => copies::backup(&command),

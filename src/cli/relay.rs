@@ -22,6 +22,7 @@ use super::import::relay_names;
 use super::logging;
 use super::read::{store_options, unix_now};
 use super::search::Searching;
+use super::tend::retention_rules;
 use crate::config::memory::memory_bound;
 use crate::config::{self, Backend, Config};
 use crate::driver::backend::Choice;
@@ -36,7 +37,7 @@ use crate::ops::server::{Writes, verdict_channel};
 use crate::ops::{Listeners, Ops};
 use crate::relay::shard::SUBMISSIONS_MAX;
 use crate::relay::{Limits, Pages};
-use crate::store::{self, Options, Readers, SliceBudget, Store, Writer, WriterOptions};
+use crate::store::{self, Options, Readers, Retention, SliceBudget, Store, Writer, WriterOptions};
 
 /// Slices waiting for a reader; a shard waits for room.
 const READER_QUEUE_JOBS_MAX: usize = 1_024;
@@ -101,6 +102,8 @@ struct Relay {
     searching: Option<Searching>,
     /// Those that write a trace, a capture.
     files: Vec<FileThread>,
+    /// Where there are rules.
+    retention: Option<Retention>,
 }
 
 impl Relay {
@@ -206,7 +209,8 @@ impl Relay {
             .start(running, metrics, store.clone(), writes)
             .map_err(|error| Failure::Failed(error.to_string()))?;
         let files = trace_thread.into_iter().chain(capture_thread).collect();
-        Ok(Self { shards, writer, readers, ops, store, searching, files })
+        let retention = begin_retention(config, &store, &writer)?;
+        Ok(Self { shards, writer, readers, ops, store, searching, files, retention })
     }
 
     /// Says that clients are accepted.
@@ -254,6 +258,9 @@ impl Relay {
                     tracing::error!(%error, "the {what} is not complete");
                 }
             }
+            if let Some(retention) = self.retention {
+                retention.close();
+            }
             self.writer.close();
             self.readers.close();
             if let Some(searching) = self.searching {
@@ -285,13 +292,25 @@ impl Relay {
 fn writer_options(config: &Config, shards: usize) -> WriterOptions {
     let size = |bytes: u32| usize::try_from(bytes).expect("32 bits");
     WriterOptions {
-        // Room for all that the shards may have outstanding, and the admin socket's one chunk: neither waits.
-        queue_capacity: shards * SUBMISSIONS_MAX + 1,
+        // Room for all that the shards may have outstanding, the admin socket's one chunk, and what retention
+        // erases: none waits.
+        queue_capacity: shards * SUBMISSIONS_MAX + 2,
         batch_events_max: size(config.store.batch_events_max),
         batch_bytes_max: size(config.store.batch_bytes_max),
         sync_interval: Duration::from_millis(config.store.sync_interval_ms.into()),
         ..WriterOptions::default()
     }
+}
+
+/// Starts to apply the rules, where there are some.
+fn begin_retention(
+    config: &Config,
+    store: &Store,
+    writer: &Writer,
+) -> io::Result<Option<Retention>> {
+    let rules = retention_rules(config);
+    let wanted = !rules.is_empty();
+    wanted.then(|| Retention::spawn(store.clone(), writer.handle(), rules)).transpose()
 }
 
 fn observe_shard(metrics: Arc<ShardMetrics>, times: Arc<ShardTimes>) -> Observe {

@@ -1,4 +1,4 @@
-//! `delete`, `info`, `check`: what an operator does to a data directory.
+//! `delete`, `retain`, `info`, `check`: what an operator does to a data directory.
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -6,16 +6,16 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::arguments::{CheckArguments, DeleteArguments, InfoArguments};
+use super::arguments::{CheckArguments, DeleteArguments, InfoArguments, RetainArguments};
 use super::failure::Failure;
 use super::import::relay_names;
 use super::output::Output;
-use super::read::{configure, filters, store_options};
-use crate::config::Config;
+use super::read::{configure, filters, store_options, unix_now};
 use crate::config::memory::Size;
+use crate::config::{Config, RetentionRule};
 use crate::ops::admin::{Client, Running};
 use crate::ops::server;
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Keep, Rule, Store, StoreError};
 
 /// Runs `delete`.
 pub fn delete(arguments: &DeleteArguments) -> Result<(), Failure> {
@@ -53,6 +53,54 @@ pub fn delete(arguments: &DeleteArguments) -> Result<(), Failure> {
     let verb = if dry_run { "would be deleted" } else { "deleted" };
     let mut output = Output::stdout();
     output.line(format!("{deleted} events {verb}").as_bytes())?;
+    output.finish()
+}
+
+/// The rules in force.
+pub fn retention_rules(config: &Config) -> Vec<Rule> {
+    let rule = |rule: &RetentionRule| {
+        let age = rule.age_s_max.map(Keep::AgeS);
+        let of_author = rule.author_events_max.map(Keep::OfAuthor);
+        let keep = age.or(of_author).or(rule.bytes_max.map(Keep::Bytes));
+        Rule { kinds: rule.kinds.clone(), keep: keep.expect("checked when it was read") }
+    };
+    config.retention.iter().map(rule).collect()
+}
+
+/// Runs `retain`.
+pub fn retain(arguments: &RetainArguments) -> Result<(), Failure> {
+    let config = configure(&arguments.store)?;
+    let rules = retention_rules(&config);
+    if rules.is_empty() {
+        return Err(Failure::Usage("the configuration has no [[retention]] rule".into()));
+    }
+    let dry_run = arguments.dry_run;
+    // Opening for writing makes a store where there is none, which is not what is meant here.
+    let mut store = Store::open_read_only(&config.data, &store_options(&config))?;
+    if !dry_run {
+        drop(store);
+        store = Store::open(&config.data, &store_options(&config))?;
+    }
+    let mut sums = vec![(0, 0); rules.len()];
+    let mut pass = store.retain(rules, unix_now(), dry_run);
+    let mut total = 0;
+    while let Some(surplus) = pass.slice(&store)? {
+        let (events, bytes) = &mut sums[surplus.rule];
+        *bytes += surplus.bytes;
+        if dry_run {
+            *events += surplus.events.len() as u64;
+        } else {
+            store.erase(&surplus.events, &mut |part| *events += part.len() as u64)?;
+        }
+        total += surplus.events.len() as u64;
+        let _ = told(total);
+    }
+    let verb = if dry_run { "would be erased" } else { "erased" };
+    let mut output = Output::stdout();
+    for (rule, (events, bytes)) in config.retention.iter().zip(sums) {
+        let rule = toml::Value::try_from(rule).expect("numbers are TOML");
+        output.line(format!("{events} events, {} {verb} by {rule}", Size(bytes)).as_bytes())?;
+    }
     output.finish()
 }
 

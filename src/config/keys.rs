@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use toml::Value;
 
+use super::retention;
 use crate::relay::Proxies;
 
 /// One key.
@@ -39,6 +40,8 @@ pub enum Allowed {
     OptionalPubkey,
     /// A list of addresses and networks.
     Networks,
+    /// Rules of `[[retention]]`.
+    Retention,
     /// `ws://` or `wss://`, a host, perhaps a path; or empty.
     OptionalRelayUrl,
 }
@@ -64,14 +67,24 @@ impl Allowed {
                 let texts: Option<Vec<_>> = list.iter().map(Value::as_str).collect();
                 texts.is_some_and(|texts| Proxies::parse(texts).is_ok())
             }
+            (Self::Retention, value) => retention::read(value).is_ok(),
             _ => false,
+        }
+    }
+
+    /// What the key takes, in view of a value that it does not.
+    #[must_use]
+    pub fn instead_of(self, value: &Value) -> String {
+        match (self, retention::read(value)) {
+            (Self::Retention, Err(why)) => why,
+            _ => self.to_string(),
         }
     }
 
     /// Whether the value is a text, so that `--set` need not quote it.
     #[must_use]
     pub fn is_text(self) -> bool {
-        !matches!(self, Self::Number(..) | Self::Flag | Self::Networks)
+        !matches!(self, Self::Number(..) | Self::Flag | Self::Networks | Self::Retention)
     }
 }
 
@@ -103,6 +116,10 @@ impl fmt::Display for Allowed {
             Self::OptionalPubkey => f.write_str("64 lowercase hex characters, or \"\""),
             Self::Networks => f.write_str(
                 "a list of addresses and networks as in [\"192.0.2.1\", \"10.0.0.0/8\"]",
+            ),
+            Self::Retention => f.write_str(
+                "a list of rules, each with kinds or without, and one of age_s_max, author_events_max and \
+                 bytes_max",
             ),
             Self::OptionalRelayUrl => {
                 f.write_str("an address as in \"wss://relay.example/path\", or \"\"")
@@ -185,6 +202,14 @@ pub const KEYS: &[Key] = &[
         Allowed::Networks,
         "Proxies whose X-Forwarded-For is believed: the client is its last entry that is not one of \
          these. Of everybody else the header is ignored.",
+    ),
+    key(
+        "retention",
+        Allowed::Retention,
+        "What is stored and not kept for ever, by rules applied in turn, or as [[retention]] sections at the \
+         end of the file. A rule is about its kinds, or without any about all but 5 and 62, and keeps what is \
+         at most age_s_max seconds old, the newest author_events_max of each author, or the newest bytes_max \
+         bytes of records (indexes take about as much again). `rheostr retain --dry-run` says what would go.",
     ),
     key("info.name", Allowed::Text, "NIP-11: name of the relay, best under 30 characters."),
     key("info.description", Allowed::Text, "NIP-11: what the relay is for."),

@@ -203,7 +203,7 @@ impl Layers {
         if key.allowed.admits(&value) {
             self.values.insert(key.name, value);
         } else {
-            let (value, allowed) = (value.to_string(), key.allowed.to_string());
+            let (value, allowed) = (value.to_string(), key.allowed.instead_of(&value));
             self.problems.push(Problem::Refused { origin, key: key.name, value, allowed });
         }
     }

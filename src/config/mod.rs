@@ -8,6 +8,7 @@ pub mod keys;
 pub mod load;
 pub mod memory;
 pub mod print;
+pub mod retention;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::relay::Tuning;
 use crate::relay::limits::Limits;
 
 pub use load::{ConfigError, Layers};
+pub use retention::RetentionRule;
 
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,8 @@ pub struct Config {
     pub deflate: Accept,
     /// Addresses and networks whose word on a client's address is believed.
     pub trusted_proxies: Vec<String>,
+    /// Which stored events are not kept for ever.
+    pub retention: Vec<RetentionRule>,
     /// NIP-11.
     pub info: Info,
     /// What a client may use.
@@ -172,6 +176,7 @@ impl Default for Config {
             relay_url: String::new(),
             deflate: Accept::Off,
             trusted_proxies: Vec::new(),
+            retention: Vec::new(),
             info: Info::default(),
             limits: Limits::default(),
             store: Store::default(),

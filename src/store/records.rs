@@ -74,7 +74,7 @@ impl Gathering {
     ) -> Result<Gathered, StoreError> {
         let Self { scan, items, records_max } = self;
         let mut is_full = false;
-        scan.visit(store, budget.entries, now, &mut |event| {
+        scan.visit(store, budget.entries, now, &mut |_, event| {
             is_full = items.len() == *records_max;
             if !is_full {
                 let id = Id::from_byte_array(*event.id());

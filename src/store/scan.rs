@@ -249,11 +249,11 @@ impl Scan {
         store: &Store,
         entries: usize,
         now: u64,
-        take: &mut dyn FnMut(EventView<'_>) -> bool,
+        take: &mut dyn FnMut(Sequence, EventView<'_>) -> bool,
     ) -> Result<(), StoreError> {
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
-        self.run(&environment, &txn, entries, now, &mut |_, event| take(event))
+        self.run(&environment, &txn, entries, now, &mut |suffix, event| take(suffix.seq(), event))
     }
 
     /// Steps until the entries are used up, nothing is left, or `accept` has no room for an event.

@@ -10,3 +10,4 @@ mod copies;
 mod data;
 mod exchange;
 mod relay;
+mod retain;

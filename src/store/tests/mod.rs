@@ -12,6 +12,7 @@ mod pure;
 mod queries;
 mod records;
 mod repair;
+mod retention;
 mod rules;
 mod scan;
 mod threads;

@@ -1,0 +1,339 @@
+//! What an operator no longer keeps: rules by kind, age, number for an author, and bytes.
+//!
+//! A pass takes one rule after the other. Each walks what it is about, newest first, and finds what it does
+//! not keep; whoever runs the pass has that erased, a few hundred events a transaction, before it goes on.
+//! Reading and erasing are apart: the transaction is told which events go and knows of no rule, and a pass
+//! may be dropped anywhere and begun again.
+//!
+//! No tombstone is left: an event may be stored again, by whoever still has it, and goes with the next pass.
+//! Deletions (kind 5) and requests to vanish (62) stay unless a rule names their kind: `check --repair`
+//! learns from them what was taken back. What has expired or vanished is left to maintenance, and not
+//! counted.
+
+use std::collections::HashSet;
+use std::ops::Bound;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::environment::Environment;
+use super::error::StoreError;
+use super::scan::Scan;
+use super::transaction::suffix_of;
+use super::writer::WriterHandle;
+use super::{Store, visible};
+use crate::nostr::event::Pubkey;
+use crate::nostr::{EventView, Filter, Kind};
+use crate::relay::ports::{Query, Sequence};
+
+/// Index entries looked at before the transaction is dropped.
+const SLICE_ENTRIES: usize = 1_000;
+
+/// Events found by one slice at most: some ten milliseconds of the writer's time.
+const SLICE_EVENTS_MAX: usize = 200;
+
+/// From the end of a pass to the next.
+const PASS_EVERY: Duration = Duration::from_mins(10);
+
+/// After each slice a pass rests this many times as long as the slice took, so that it takes a fifth of a
+/// core at most.
+const RESTS_PER_SLICE: u32 = 4;
+
+/// Which events are kept, of those a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Those created at most so many seconds ago.
+    AgeS(u64),
+    /// So many of each author, the newest.
+    OfAuthor(u64),
+    /// The newest, as many as have so many bytes of records. Indexes come on top, about as much again.
+    Bytes(u64),
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The kinds it is about, in order; `None` = all but 5 and 62.
+    pub kinds: Option<Vec<u16>>,
+    /// What it keeps of them.
+    pub keep: Keep,
+}
+
+impl Rule {
+    fn is_about(&self, kind: Kind) -> bool {
+        self.kinds.is_some() || !matches!(kind, Kind::DELETION | Kind::VANISH)
+    }
+}
+
+/// What one slice of a pass found, all of it by one rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surplus {
+    /// Position of the rule.
+    pub rule: usize,
+    /// To be erased; may be empty.
+    pub events: Vec<Sequence>,
+    /// Bytes of their records.
+    pub bytes: u64,
+}
+
+/// A pass over the rules and how far it has come. Owned, without any transaction.
+#[derive(Debug)]
+pub struct Pass {
+    rules: Vec<Rule>,
+    /// `0 <= at <= rules.len()`.
+    at: usize,
+    walk: Option<Walk>,
+    /// What decides ages, in seconds.
+    now: u64,
+    /// Of a pass after which nothing is erased: what it has found.
+    found: Option<HashSet<Sequence>>,
+}
+
+#[derive(Debug)]
+enum Walk {
+    /// From the newest to the oldest.
+    Newest {
+        scan: Box<Scan>,
+        /// Bytes kept; the greatest number once one did not fit.
+        kept_bytes: u64,
+    },
+    /// Author by author, each from the newest to the oldest.
+    Authors {
+        /// The key looked at last.
+        last: Vec<u8>,
+        /// Events kept of the keys that begin as the last one.
+        kept: Vec<(Pubkey, u64)>,
+    },
+}
+
+impl Store {
+    /// Plans a pass over `rules` as of `now`. With `dry_run` nothing is going to be erased: what one rule
+    /// finds is then not found by the next, at the cost of remembering it.
+    #[must_use]
+    pub fn retain(&self, rules: Vec<Rule>, now: u64, dry_run: bool) -> Pass {
+        Pass { rules, at: 0, walk: None, now, found: dry_run.then(HashSet::new) }
+    }
+}
+
+impl Pass {
+    /// Goes on by one slice; `None` when all rules are done.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn slice(&mut self, store: &Store) -> Result<Option<Surplus>, StoreError> {
+        let Some(rule) = self.rules.get(self.at) else { return Ok(None) };
+        let walk = match &mut self.walk {
+            Some(walk) => walk,
+            None => self.walk.insert(Walk::begin(store, rule, self.now)?),
+        };
+        let mut taking = Taking {
+            rule,
+            found: self.found.as_mut(),
+            surplus: Surplus { rule: self.at, ..Surplus::default() },
+        };
+        let done = walk.slice(store, self.now, &mut taking)?;
+        let surplus = taking.surplus;
+        if done {
+            self.walk = None;
+            self.at += 1;
+        }
+        Ok(Some(surplus))
+    }
+}
+
+/// What a slice finds.
+struct Taking<'p> {
+    rule: &'p Rule,
+    found: Option<&'p mut HashSet<Sequence>>,
+    surplus: Surplus,
+}
+
+impl Taking<'_> {
+    /// Whether the rule looks at the event at all.
+    fn is_about(&self, seq: Sequence, event: EventView<'_>) -> bool {
+        let gone = self.found.as_ref().is_some_and(|found| found.contains(&seq));
+        !gone && self.rule.is_about(event.kind())
+    }
+
+    fn is_full(&self) -> bool {
+        self.surplus.events.len() == SLICE_EVENTS_MAX
+    }
+
+    fn take(&mut self, seq: Sequence, event: EventView<'_>) {
+        self.surplus.events.push(seq);
+        self.surplus.bytes += event.record().len() as u64;
+        if let Some(found) = &mut self.found {
+            found.insert(seq);
+        }
+    }
+}
+
+impl Walk {
+    fn begin(store: &Store, rule: &Rule, now: u64) -> Result<Self, StoreError> {
+        let until = match rule.keep {
+            // Before every key; LMDB takes none that is empty.
+            Keep::OfAuthor(_) => return Ok(Self::Authors { last: vec![0], kept: Vec::new() }),
+            // Nothing is older than the epoch.
+            Keep::AgeS(age_s) => now.checked_sub(age_s).and_then(|oldest| oldest.checked_sub(1)),
+            Keep::Bytes(_) => Some(u64::MAX),
+        };
+        let limit = if until.is_none() { Some(0) } else { None };
+        let filter = Filter { kinds: rule.kinds.clone(), until, limit, ..Filter::default() };
+        let query = Query { filters: vec![filter], limit_max: u64::MAX };
+        Ok(Self::Newest { scan: Box::new(store.scan(query)?), kept_bytes: 0 })
+    }
+
+    /// Goes on by one slice; whether it is done.
+    fn slice(
+        &mut self,
+        store: &Store,
+        now: u64,
+        taking: &mut Taking<'_>,
+    ) -> Result<bool, StoreError> {
+        match self {
+            Self::Newest { scan, kept_bytes } => {
+                let bytes_max = match taking.rule.keep {
+                    Keep::Bytes(bytes_max) => bytes_max,
+                    Keep::AgeS(_) | Keep::OfAuthor(_) => 0,
+                };
+                scan.visit(store, SLICE_ENTRIES, now, &mut |seq, event| {
+                    if !taking.is_about(seq, event) {
+                        return true;
+                    }
+                    let bytes = kept_bytes.saturating_add(event.record().len() as u64);
+                    if bytes <= bytes_max {
+                        *kept_bytes = bytes;
+                        return true;
+                    }
+                    *kept_bytes = u64::MAX;
+                    let room = !taking.is_full();
+                    if room {
+                        taking.take(seq, event);
+                    }
+                    room
+                })?;
+                Ok(scan.is_done())
+            }
+            Self::Authors { last, kept } => {
+                let environment = store.environment()?;
+                walk_authors(&environment, now, last, kept, taking)
+            }
+        }
+    }
+}
+
+/// Goes on in the index of authors behind `last`; whether its end was reached.
+fn walk_authors(
+    environment: &Environment,
+    now: u64,
+    last: &mut Vec<u8>,
+    kept: &mut Vec<(Pubkey, u64)>,
+    taking: &mut Taking<'_>,
+) -> Result<bool, StoreError> {
+    let Keep::OfAuthor(events_max) = taking.rule.keep else { return Ok(true) };
+    let txn = environment.env.read_txn()?;
+    let from = last.clone();
+    let range = (Bound::Excluded(&from[..]), Bound::Unbounded);
+    for (examined, entry) in environment.tables.author.range(&txn, &range)?.enumerate() {
+        if examined == SLICE_ENTRIES || taking.is_full() {
+            return Ok(false);
+        }
+        let (key, _) = entry?;
+        if last.get(..8) != key.get(..8) {
+            kept.clear();
+        }
+        last.clear();
+        last.extend_from_slice(key);
+        let seq = suffix_of(key)?.seq();
+        let event = environment.indexed(&txn, seq)?;
+        let kinds = taking.rule.kinds.as_ref();
+        if kinds.is_some_and(|kinds| kinds.binary_search(&event.kind().0).is_err())
+            || !taking.is_about(seq, event)
+            || !visible::is_visible(environment, &txn, event, now)?
+        {
+            continue;
+        }
+        let at = kept.iter().position(|(pubkey, _)| pubkey == event.pubkey());
+        let at = at.unwrap_or_else(|| {
+            kept.push((*event.pubkey(), 0));
+            kept.len() - 1
+        });
+        if kept[at].1 < events_max {
+            kept[at].1 += 1;
+        } else {
+            taking.take(seq, event);
+        }
+    }
+    Ok(true)
+}
+
+/// The thread that applies the rules of a running relay, pass after pass; the writer erases.
+pub struct Retention {
+    stop: flume::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Retention {
+    /// Starts the thread; the first pass begins at once.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(store: Store, writer: WriterHandle, rules: Vec<Rule>) -> std::io::Result<Self> {
+        let (stop, stopped) = flume::bounded(1);
+        let thread = std::thread::Builder::new().name("retention".into());
+        let thread = thread.spawn(move || {
+            loop {
+                let pass = store.retain(rules.clone(), unix_now(), false);
+                if let Err(error) = run(pass, &store, &writer, &stopped) {
+                    let error = store.note(error);
+                    tracing::error!(%error, "retention could not go on; it begins again later");
+                }
+                if stopped.recv_timeout(PASS_EVERY) != Err(flume::RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends the thread after the slice it is at.
+    ///
+    /// # Panics
+    /// If the thread did.
+    pub fn close(self) {
+        drop(self.stop);
+        if let Err(panic) = self.thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// Runs a pass to its end, or until it is stopped.
+fn run(
+    mut pass: Pass,
+    store: &Store,
+    writer: &WriterHandle,
+    stopped: &flume::Receiver<()>,
+) -> Result<(), StoreError> {
+    let (mut events, mut bytes) = (0, 0);
+    loop {
+        let began = Instant::now();
+        let Some(surplus) = pass.slice(store)? else { break };
+        if !surplus.events.is_empty() {
+            let Some(erased) = writer.erase_blocking(surplus.events) else { return Ok(()) };
+            events += erased?;
+            bytes += surplus.bytes;
+        }
+        let rest = began.elapsed() * RESTS_PER_SLICE;
+        if stopped.recv_timeout(rest) != Err(flume::RecvTimeoutError::Timeout) {
+            break;
+        }
+    }
+    if events > 0 {
+        tracing::info!(events, bytes, "retention erased what its rules do not keep");
+    }
+    Ok(())
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
