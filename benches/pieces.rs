@@ -232,7 +232,8 @@ fn storing(bench: &mut Bench) {
     bench.compare("store an event, 100 a commit", "floor: bare LMDB, records appended");
 
     (0..100).for_each(|_| commit(&store));
-    let budget = SliceBudget { entries: 256, bytes: 256 << 10, events: 256 };
+    let budget =
+        SliceBudget { entries: 256, bytes: 256 << 10, events: 256, time: std::time::Duration::MAX };
     let author: [u8; 32] = Sha256::digest(7_u64.to_le_bytes()).into();
     let filter = Filter { authors: Some(vec![author]), limit: Some(100), ..Filter::default() };
     let query = Query { filters: vec![filter], limit_max: 500 };

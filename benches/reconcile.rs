@@ -43,7 +43,12 @@ fn fill(store: &Store) {
 }
 
 fn gather(store: &Store) -> Records {
-    let budget = SliceBudget { entries: 256, bytes: 0, events: 0 };
+    let budget = SliceBudget {
+        entries: 256,
+        bytes: 0,
+        events: 0,
+        time: std::time::Duration::from_micros(200),
+    };
     let mut gathering = store.gather(Filter::default(), STORED).expect("a query");
     loop {
         match gathering.slice(store, &budget, NOW_S).expect("a slice") {

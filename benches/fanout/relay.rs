@@ -95,7 +95,8 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
     let writer =
         Writer::spawn(store.clone(), options, RelayNames::default(), Vec::new(), Box::new(|_| ()))
             .expect("a thread");
-    let slice = SliceBudget { entries: 256, bytes: 256 << 10, events: 256 };
+    let slice =
+        SliceBudget { entries: 256, bytes: 256 << 10, events: 256, time: std::time::Duration::MAX };
     let readers = Readers::spawn(&store, 1, 16, slice).expect("a thread");
     let running = driver::start(driver::Config {
         listen: ([127, 0, 0, 1], 0).into(),

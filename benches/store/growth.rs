@@ -29,7 +29,8 @@ const QUERIES: usize = 400;
 const WALK_SLICES: usize = 2_000;
 /// Events that queries ask about.
 const DRAWN: usize = 4_096;
-const BUDGET: SliceBudget = SliceBudget { entries: 256, bytes: 256 << 10, events: 256 };
+const BUDGET: SliceBudget =
+    SliceBudget { entries: 256, bytes: 256 << 10, events: 256, time: Duration::from_micros(200) };
 
 /// Runs this part.
 pub fn run() {

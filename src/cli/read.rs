@@ -1,6 +1,7 @@
 //! `export`, `scan`, `count`: reading, also beside a running relay.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::arguments::{ExportArguments, FilterArguments, StoreArguments};
@@ -13,7 +14,8 @@ use crate::relay::ports::Query;
 use crate::store::{ExportRange, Options, SliceBudget, Store};
 
 /// One slice: what is read before the transaction is dropped.
-const SLICE: SliceBudget = SliceBudget { entries: 20_000, bytes: 4 << 20, events: 2_000 };
+const SLICE: SliceBudget =
+    SliceBudget { entries: 20_000, bytes: 4 << 20, events: 2_000, time: Duration::MAX };
 
 /// Runs `export`.
 pub fn export(arguments: &ExportArguments) -> Result<(), Failure> {

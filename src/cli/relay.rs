@@ -353,6 +353,7 @@ fn slice(config: &Config) -> SliceBudget {
         entries: tuning.slice_entries_max as usize,
         bytes: tuning.slice_bytes_max as usize,
         events: tuning.slice_events_max as usize,
+        time: Duration::from_micros(tuning.slice_us_max.into()),
     }
 }
 

@@ -475,6 +475,11 @@ pub const KEYS: &[Key] = &[
         "Index entries a reader examines in one slice of a stored query.",
     ),
     key(
+        "tuning.slice_us_max",
+        Allowed::Number(1, 1_000_000),
+        "Microseconds one slice of a stored query takes, about: the next goes on where it ended.",
+    ),
+    key(
         "tuning.slice_events_max",
         Allowed::Number(1, 1 << 20),
         "Events one slice of a stored query hands out.",

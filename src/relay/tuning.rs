@@ -51,6 +51,8 @@ pub struct Tuning {
     pub deliveries_per_tick_max: u32,
     /// Index entries examined in one slice of a stored query.
     pub slice_entries_max: u32,
+    /// Microseconds one slice may take, about.
+    pub slice_us_max: u32,
     /// Events handed out by one slice.
     pub slice_events_max: u32,
     /// Bytes of JSON handed out by one slice; one event may be larger.
@@ -90,8 +92,9 @@ impl Default for Tuning {
             // One to two milliseconds. Fewer make smaller batches with many listeners; more would fill
             // the outboxes of a few hundred.
             deliveries_per_tick_max: 16_384,
-            // A fraction of a millisecond.
+            // Where pages are at hand; where they are not, the time ends it.
             slice_entries_max: 256,
+            slice_us_max: 200,
             slice_events_max: 256,
             slice_bytes_max: 256 << 10,
             ring_entries: 1_024,

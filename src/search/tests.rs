@@ -55,7 +55,8 @@ impl Searched {
     }
 
     fn find(&self, filter: &Filter) -> Vec<u8> {
-        let slices = SliceBudget { entries: 3, bytes: 1 << 20, events: 2 };
+        let slices =
+            SliceBudget { entries: 3, bytes: 1 << 20, events: 2, time: std::time::Duration::MAX };
         scan_ids(&self.store, std::slice::from_ref(filter), 500, &slices, 50)
             .iter()
             .map(|id| id[0])

@@ -4,7 +4,7 @@ use heed::RoTxn;
 
 use super::environment::Environment;
 use super::error::StoreError;
-use super::scan::{Scan, SliceBudget};
+use super::scan::{Left, Scan, SliceBudget};
 use crate::nostr::Sketch;
 use crate::relay::ports::{Chunk, Counted, Counting};
 
@@ -41,7 +41,7 @@ impl Scan {
     ) -> Result<Chunk, StoreError> {
         let left = tally.entries_max.saturating_sub(self.examined());
         let entries = usize::try_from(left).unwrap_or(usize::MAX).min(budget.entries);
-        self.run(environment, txn, entries, now, &mut |_, event| {
+        self.run(environment, txn, Left::new(entries, budget.time), now, &mut |_, event| {
             tally.events += 1;
             if let Some(sketch) = &mut tally.sketch {
                 sketch.add(event.pubkey());

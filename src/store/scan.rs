@@ -21,6 +21,7 @@
 use std::cmp::Reverse;
 use std::collections::binary_heap::PeekMut;
 use std::collections::{BinaryHeap, VecDeque};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use heed::RoTxn;
@@ -47,6 +48,34 @@ pub struct SliceBudget {
     pub bytes: usize,
     /// Events handed out.
     pub events: usize,
+    /// How long it may take, looked at every few entries.
+    pub time: Duration,
+}
+
+/// Entries between two looks at the clock.
+const ENTRIES_PER_LOOK: usize = 16;
+
+/// What a slice may still do.
+pub(super) struct Left {
+    entries: usize,
+    begun: Instant,
+    time: Duration,
+}
+
+impl Left {
+    /// All of a slice that begins now; at least one entry.
+    pub fn new(entries: usize, time: Duration) -> Self {
+        Self { entries: entries.max(1), begun: Instant::now(), time }
+    }
+
+    /// Takes entries that were examined, or all when the time is over.
+    fn take(&mut self, entries: usize) {
+        self.entries = self.entries.saturating_sub(entries);
+        let looks = entries > 0 && self.entries.is_multiple_of(ENTRIES_PER_LOOK);
+        if looks && self.begun.elapsed() >= self.time {
+            self.entries = 0;
+        }
+    }
 }
 
 /// A stored query and how far it has come. Owned, without any transaction; may change threads
@@ -165,7 +194,8 @@ impl Scan {
         }
         let mut jsons: Vec<&[u8]> = Vec::new();
         let mut bytes = 0;
-        self.run(&environment, &txn, budget.entries, now, &mut |_, event| {
+        let left = Left::new(budget.entries, budget.time);
+        self.run(&environment, &txn, left, now, &mut |_, event| {
             let json = event.json();
             let fits = jsons.is_empty()
                 || (jsons.len() < budget.events && bytes + json.len() <= budget.bytes);
@@ -240,7 +270,8 @@ impl Scan {
     ) -> Result<(), StoreError> {
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
-        self.run(&environment, &txn, entries, now, &mut |suffix, _| take(suffix.seq()))
+        let left = Left::new(entries, Duration::MAX);
+        self.run(&environment, &txn, left, now, &mut |suffix, _| take(suffix.seq()))
     }
 
     /// Goes on by one slice, showing events to `take` until it answers false.
@@ -253,7 +284,8 @@ impl Scan {
     ) -> Result<(), StoreError> {
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
-        self.run(&environment, &txn, entries, now, &mut |suffix, event| take(suffix.seq(), event))
+        let left = Left::new(entries, Duration::MAX);
+        self.run(&environment, &txn, left, now, &mut |suffix, event| take(suffix.seq(), event))
     }
 
     /// Steps until the entries are used up, nothing is left, or `accept` has no room for an event.
@@ -261,15 +293,14 @@ impl Scan {
         &mut self,
         environment: &'t Environment,
         txn: &'t RoTxn<'t>,
-        entries: usize,
+        mut left: Left,
         now: u64,
         accept: &mut dyn FnMut(Suffix, EventView<'t>) -> bool,
     ) -> Result<(), StoreError> {
         let snapshot = self.begin_snapshot(environment, txn)?;
-        let mut left = entries.max(1);
         self.plan(environment, txn, &mut left)?;
         self.look_up_ids(environment, txn, &mut left)?;
-        if left == 0 {
+        if left.entries == 0 {
             return Ok(());
         }
         let mut slice = Slice {
@@ -282,9 +313,9 @@ impl Scan {
             beside: std::iter::repeat_with(|| None).take(self.filters.len()).collect(),
             loaded: None,
         };
-        while left > 0 && self.step(&mut slice, accept)? {
+        while left.entries > 0 && self.step(&mut slice, accept)? {
             self.examined += 1;
-            left -= 1;
+            left.take(1);
         }
         Ok(())
     }
@@ -306,9 +337,9 @@ impl Scan {
         &mut self,
         environment: &Environment,
         txn: &RoTxn<'_>,
-        left: &mut usize,
+        left: &mut Left,
     ) -> Result<(), StoreError> {
-        while *left > 0 && self.planned < self.filters.len() {
+        while left.entries > 0 && self.planned < self.filters.len() {
             let number = u32::try_from(self.planned).expect("bounded by the message");
             let scan = &mut self.filters[self.planned];
             let FilterScan { filter, newest, oldest, .. } = &*scan;
@@ -326,7 +357,7 @@ impl Scan {
             scan.also = choice.also.map(|way| source(way, 0));
             self.planned += 1;
             self.examined += choice.examined as u64;
-            *left = left.saturating_sub(choice.examined);
+            left.take(choice.examined);
         }
         Ok(())
     }
@@ -336,7 +367,7 @@ impl Scan {
         &mut self,
         environment: &Environment,
         txn: &RoTxn<'_>,
-        left: &mut usize,
+        left: &mut Left,
     ) -> Result<(), StoreError> {
         for (number, source) in (0u32..).zip(&self.sources) {
             let filter = &mut self.filters[source.filter as usize];
@@ -344,13 +375,13 @@ impl Scan {
             if ids.looked_up == wanted.len() {
                 continue;
             }
-            while *left > 0 && ids.looked_up < wanted.len() {
+            while left.entries > 0 && ids.looked_up < wanted.len() {
                 if let Some((seq, event)) = find(environment, txn, &wanted[ids.looked_up])? {
                     ids.found.push(Suffix::of(event, seq));
                 }
                 ids.looked_up += 1;
                 self.examined += 1;
-                *left -= 1;
+                left.take(1);
             }
             if ids.looked_up < wanted.len() {
                 return Ok(());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -155,7 +156,7 @@ pub fn scan_ids(
 }
 
 pub const WHOLE: SliceBudget =
-    SliceBudget { entries: usize::MAX, bytes: usize::MAX, events: usize::MAX };
+    SliceBudget { entries: usize::MAX, bytes: usize::MAX, events: usize::MAX, time: Duration::MAX };
 
 /// The id in an event's JSON.
 pub fn id_of(json: &[u8]) -> Id {

@@ -17,7 +17,7 @@ fn count(
     now: u64,
 ) -> (u64, Counted) {
     let mut scan = store.scan(query).unwrap().counting(counting);
-    let budget = SliceBudget { entries, bytes: 0, events: 0 };
+    let budget = SliceBudget { entries, bytes: 0, events: 0, ..WHOLE };
     for slices in 1.. {
         let Chunk { events, done, counted, failed, .. } = scan.slice(store, &budget, now).unwrap();
         assert!(events.is_empty() && failed.is_none());

@@ -1,10 +1,12 @@
 //! How many index entries a query examines: the narrowest way is taken, whatever the filter's form.
 
+use std::time::Duration;
+
 use crate::nostr::event::{Event, Id};
 use crate::nostr::{Filter, TagValue};
 use crate::relay::ports::Query;
-use crate::store::Store;
 use crate::store::testing::*;
+use crate::store::{SliceBudget, Store};
 
 /// Far more than any of these queries may examine.
 const MANY: u32 = 4_000;
@@ -120,6 +122,25 @@ fn what_only_one_of_two_tags_has_is_leapt_over() {
 }
 
 #[test]
+fn a_slice_whose_time_is_over_ends_after_a_few_entries() {
+    let (store, _dir) = store();
+    let events: Vec<Event> = (1..500).map(|at| event_at(at, 1, 1, &[])).collect();
+    apply(&store, &events, 10);
+    let all = events.iter().map(|event| *event.view().id()).collect();
+    for filter in [Filter::default(), Filter { ids: Some(all), ..Filter::default() }] {
+        let mut scan = store.scan(Query { filters: vec![filter], limit_max: 500 }).unwrap();
+        let budget = SliceBudget { entries: 256, time: Duration::ZERO, ..WHOLE };
+        let mut found = 0;
+        while !scan.is_done() {
+            let chunk = scan.slice(&store, &budget, 10).unwrap();
+            assert!((1..=16).contains(&chunk.examined), "{} entries", chunk.examined);
+            found += chunk.events.len();
+        }
+        assert_eq!(found, events.len());
+    }
+}
+
+#[test]
 fn a_query_is_planned_in_slices() {
     let (store, _dir) = store();
     let events: Vec<Event> = (1..MANY).map(|at| event_at(at, 1, 1, &[["t", "a"]])).collect();
@@ -132,7 +153,7 @@ fn a_query_is_planned_in_slices() {
     };
     let query = Query { filters: vec![filter; 20], limit_max: 500 };
     let mut scan = store.scan(query).unwrap();
-    let budget = crate::store::SliceBudget { entries: 256, ..WHOLE };
+    let budget = SliceBudget { entries: 256, ..WHOLE };
     let (mut slices, mut ids): (u64, Vec<Id>) = (0, Vec::new());
     while !scan.is_done() {
         let before = scan.examined();

@@ -3,6 +3,7 @@
 //! The same in every run; `RHEOSTR_TEST_LONG` asks a hundred thousand.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use fastrand::Rng;
 
@@ -83,7 +84,9 @@ fn budget(random: &mut Rng) -> SliceBudget {
         let bits = random.u32(..=most);
         random.usize(..1 << bits)
     };
-    SliceBudget { entries: below(10), bytes: below(17), events: below(7) }
+    let (entries, bytes, events) = (below(10), below(17), below(7));
+    let time = if random.u8(..4) == 0 { Duration::ZERO } else { Duration::MAX };
+    SliceBudget { entries, bytes, events, time }
 }
 
 fn filters(random: &mut Rng, events: &[Event]) -> Vec<Filter> {

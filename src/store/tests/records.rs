@@ -14,7 +14,7 @@ use crate::store::{GatherJob, Gathered, Readers, Records, SliceBudget, Store};
 
 fn gather(store: &Store, filter: &Filter, entries: usize, now: u64) -> Records {
     let mut gathering = store.gather(filter.clone(), 100_000).unwrap();
-    let budget = SliceBudget { entries, bytes: 0, events: 0 };
+    let budget = SliceBudget { entries, bytes: 0, events: 0, ..WHOLE };
     loop {
         match gathering.slice(store, &budget, now).unwrap() {
             Gathered::Further => {}
@@ -141,7 +141,7 @@ fn readers_gather_slice_by_slice_and_no_more_than_they_may() {
     let (store, _dir) = store();
     let events: Vec<_> = (0..100).map(|n| event(id(1, n), 1, 1, u64::from(n), &[])).collect();
     apply(&store, &events, 10);
-    let budget = SliceBudget { entries: 30, bytes: 0, events: 0 };
+    let budget = SliceBudget { entries: 30, bytes: 0, events: 0, ..WHOLE };
     let readers = Readers::spawn(&store, 1, 4, budget).unwrap();
     let run = |records_max| {
         let mut gathering = Box::new(store.gather(Filter::default(), records_max).unwrap());

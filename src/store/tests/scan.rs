@@ -101,6 +101,7 @@ fn budget() -> impl Strategy<Value = SliceBudget> {
         entries,
         bytes,
         events,
+        ..WHOLE
     })
 }
 
@@ -241,7 +242,7 @@ fn a_filter_that_matches_nothing_yields_empty_slices_until_it_is_done() {
     // Another author, whom the index cannot tell apart.
     let filter = Filter { authors: Some(vec![key(101)]), ..Filter::default() };
     let mut scan = store.scan(Query { filters: vec![filter], limit_max: 500 }).unwrap();
-    let budget = SliceBudget { entries: 50, bytes: 1 << 20, events: 100 };
+    let budget = SliceBudget { entries: 50, bytes: 1 << 20, events: 100, ..WHOLE };
     let mut slices = 0;
     while !scan.is_done() {
         assert!(scan.slice(&store, &budget, 10).unwrap().events.is_empty());
@@ -261,7 +262,7 @@ fn what_is_erased_between_slices_is_not_served_and_does_not_stop_the_scan() {
         let (store, _dir) = self::store();
         apply(&store, &events, 10);
         let mut scan = store.scan(Query { filters: vec![filter], limit_max: 500 }).unwrap();
-        let budget = SliceBudget { entries: 30, bytes: 1 << 20, events: 5 };
+        let budget = SliceBudget { entries: 30, bytes: 1 << 20, events: 5, ..WHOLE };
         let mut ids: Vec<Id> = Vec::new();
         while ids.len() < 5 {
             let chunk = scan.slice(&store, &budget, 10).unwrap();

@@ -166,7 +166,7 @@ fn readers_run_a_query_to_its_end_and_survive_a_job_that_panics() {
     let (store, _dir) = store();
     let events: Vec<_> = (0..100).map(|n| event(id(1, n), 1, 1, 100 + u64::from(n), &[])).collect();
     apply(&store, &events, 10);
-    let budget = SliceBudget { entries: 1000, bytes: 1 << 20, events: 30 };
+    let budget = SliceBudget { entries: 1000, bytes: 1 << 20, events: 30, ..WHOLE };
     let readers = Readers::spawn(&store, 2, 4, budget).unwrap();
     let (send, receive) = flume::unbounded::<(Box<Scan>, Chunk)>();
     let job = |scan: Box<Scan>| {
@@ -209,7 +209,7 @@ fn a_damaged_store_fails_the_query_and_not_the_pool() {
     let mut txn = environment.env.write_txn().unwrap();
     environment.tables.event.clear(&mut txn).unwrap();
     txn.commit().unwrap();
-    let budget = SliceBudget { entries: 1000, bytes: 1 << 20, events: 30 };
+    let budget = SliceBudget { entries: 1000, bytes: 1 << 20, events: 30, ..WHOLE };
     let readers = Readers::spawn(&store, 1, 4, budget).unwrap();
     let (send, receive) = flume::unbounded();
     for _ in 0..2 {
