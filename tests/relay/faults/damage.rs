@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use super::{nth, publish};
 use crate::support::raw::{Frame, Raw, opcode};
-use crate::support::{Author, Launch, Server};
+use crate::support::{Author, Launch, PATIENCE, Server};
 
 const EVENTS: u64 = 60;
 
@@ -42,7 +41,7 @@ fn ends_with_a_reason(damage: impl FnOnce(&File, u64)) {
 fn told(mut server: Server) -> String {
     let mut raw = Raw::open(server.address());
     raw.send(&Frame::new(opcode::TEXT, "[\"REQ\",\"all\",{}]").bytes());
-    let status = server.wait(Duration::from_secs(20)).expect("it ends by itself");
+    let status = server.wait(PATIENCE).expect("it ends by itself");
     assert!(!status.success());
     server.stderr()
 }
