@@ -1,4 +1,4 @@
-//! The store beside bare LMDB, and as it grows: `cargo bench --bench store -- [write|growth|import] [options]`,
+//! The store beside bare LMDB, and as it grows: `cargo bench --bench store -- [write|scan|growth|import] [options]`,
 //! see each part's file. `write` is what runs when none is named.
 //!
 //! Measured is the CPU time of the thread that calls the store. What the kernel writes back later is nobody's.
@@ -6,6 +6,7 @@
 mod events;
 mod growth;
 mod import;
+mod scan;
 mod write;
 
 use std::path::PathBuf;
@@ -46,8 +47,9 @@ fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
 }
 
 fn main() {
-    let parts: [(&str, fn()); 4] = [
+    let parts: [(&str, fn()); 5] = [
         ("write", write::run),
+        ("scan", scan::run),
         ("growth", growth::run),
         ("import", import::run),
         (growth::WRITE_UNTIL_KILLED, growth::write_until_killed),

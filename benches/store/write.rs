@@ -20,9 +20,10 @@ use crate::{directory, option, quartiles, value};
 
 /// Tables that adding an event writes; the sequence number is the key of the first, the value of the
 /// second, and what the keys of the others end in.
-const TABLES: [&str; 8] = ["event", "id", "time", "author", "author_kind", "kind", "tag", "expire"];
+pub const TABLES: [&str; 8] =
+    ["event", "id", "time", "author", "author_kind", "kind", "tag", "expire"];
 
-type Table = Database<Bytes, Bytes>;
+pub type Table = Database<Bytes, Bytes>;
 /// Key and value.
 type Row = (Vec<u8>, Vec<u8>);
 /// Of one batch, by table.
@@ -152,7 +153,8 @@ fn rows_of(dir: &Path, batches: &[Vec<Event>], stored: u64) -> Vec<Rows> {
     rows
 }
 
-fn open_bare(dir: &Path) -> (Env, Vec<Table>) {
+/// Opens a store's tables through bare heed, in the order of [`TABLES`].
+pub fn open_bare(dir: &Path) -> (Env, Vec<Table>) {
     let mut options = EnvOpenOptions::new();
     options.map_size(1 << 40).max_dbs(32);
     #[allow(unsafe_code)]
