@@ -61,7 +61,7 @@ impl Store {
 }
 
 impl Gathering {
-    /// Goes on by at most `budget.entries` index entries. `now` (seconds) decides what has expired. Not to
+    /// Goes on by at most `budget.entries` index entries, for `budget.time`. `now` (seconds) decides what has expired. Not to
     /// be called again after an error or the end.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Gathering {
     ) -> Result<Gathered, StoreError> {
         let Self { scan, items, records_max } = self;
         let mut is_full = false;
-        scan.visit(store, budget.entries, now, &mut |_, event| {
+        scan.visit(store, (budget.entries, budget.time), now, &mut |_, event| {
             is_full = items.len() == *records_max;
             if !is_full {
                 let id = Id::from_byte_array(*event.id());

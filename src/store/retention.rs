@@ -195,7 +195,7 @@ impl Walk {
                     Keep::Bytes(bytes_max) => bytes_max,
                     Keep::AgeS(_) | Keep::OfAuthor(_) => 0,
                 };
-                scan.visit(store, SLICE_ENTRIES, now, &mut |seq, event| {
+                scan.visit(store, (SLICE_ENTRIES, Duration::MAX), now, &mut |seq, event| {
                     if !taking.is_about(seq, event) {
                         return true;
                     }

@@ -278,13 +278,13 @@ impl Scan {
     pub(super) fn visit(
         &mut self,
         store: &Store,
-        entries: usize,
+        (entries, time): (usize, Duration),
         now: u64,
         take: &mut dyn FnMut(Sequence, EventView<'_>) -> bool,
     ) -> Result<(), StoreError> {
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
-        let left = Left::new(entries, Duration::MAX);
+        let left = Left::new(entries, time);
         self.run(&environment, &txn, left, now, &mut |suffix, event| take(suffix.seq(), event))
     }
 
