@@ -35,11 +35,15 @@ pub fn run(args: &BurstArgs) -> anyhow::Result<Outcome> {
     let seed = args.sign.seed(&args.crowd.common);
     let count = u64::from(args.burst_events) * u64::from(args.bursts);
     anyhow::ensure!(count <= 5_000_000, "{count} events are more than 5000000");
-    let events = args.sign.sign(seed, count as u32)?;
+    let created_at = args.sign.created_at();
+    let events = args.sign.sign(seed, created_at, count as u32)?;
     let index = events::index(&events)?;
     let pace = Pace::Open(Arrivals::Bursts {
         operations: args.burst_events as usize,
         every_ns: args.every_ms * 1_000_000,
     });
-    Show { seed, events: &events, index: &index, script: None }.run(&args.crowd, &pace, None)
+    let show = Show { seed, events: &events, index: &index, script: None };
+    let mut outcome = show.run(&args.crowd, &pace, None)?;
+    outcome.detail["created_at"] = created_at.into();
+    Ok(outcome)
 }

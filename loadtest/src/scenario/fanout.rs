@@ -62,11 +62,15 @@ pub struct FanoutArgs {
         long, default_value_t = 0, requires = "bystanders", value_parser = clap::value_parser!(u32).range(..=10_000)
     )]
     pub bystander_subscriptions: u32,
-    /// Seed of the published events [default: from the clock, since a relay has seen the last run's]
+    /// Seed of the published events: with --created-at it fixes every byte of them, and without it all but their time,
+    /// id and signature; each run of --runs adds 1 [default: from the clock, since a relay has seen the last run's]
     #[arg(long)]
     pub seed: Option<u64>,
+    /// created_at of all events; a relay may find it too old [default: now]
+    #[arg(long, value_name = "UNIX_SECONDS")]
+    pub created_at: Option<u64>,
     /// Publish these signed events instead, all of --kind
-    #[arg(long, value_name = "JSONL", conflicts_with_all = ["seed", "payload_bytes"])]
+    #[arg(long, value_name = "JSONL", conflicts_with_all = ["seed", "created_at", "payload_bytes"])]
     pub from: Option<PathBuf>,
 }
 
@@ -82,7 +86,8 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
     let clock =
         || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     let seed = args.seed.unwrap_or_else(clock).wrapping_add(args.common.run.into());
-    let events = sign(args, seed)?;
+    let created_at = args.created_at.unwrap_or_else(unix_now);
+    let events = sign(args, seed, created_at)?;
     let index = events::index(&events)?;
     let filter = json!({"kinds": [args.kind]});
     let ledger = Ledger::new(&events, &index, 1, std::slice::from_ref(&filter))?;
@@ -98,13 +103,16 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
     let besides = args.deaf as usize + args.bystanders as usize;
     let target = args.common.prepare(load.connections() + besides)?;
     let account = args.common.account()?;
+    let (live, since) = (args.live_filter, ledger.created_from);
     let bystanders =
-        Bystanders::open(&target, args.bystanders, args.bystander_subscriptions, args.live_filter)?;
-    let deaf = Deaf::open(&target, args.deaf, &args.live_filter.of(&filter), args.common.pid)?;
+        Bystanders::open(&target, args.bystanders, args.bystander_subscriptions, live, since)?;
+    let deaf = Deaf::open(&target, args.deaf, live, &filter, since, args.common.pid)?;
     let ran = load.run(&args.common, &target)?;
     let mut received = ran.followed.received;
     let mut outcome = outcome(args, &pace, &events, ran);
-    outcome.detail["seed"] = json!(seed);
+    if args.from.is_none() {
+        extend(&mut outcome.detail, json!({"seed": seed, "created_at": created_at}));
+    }
     bystanders.judge(&mut outcome.violations)?;
     if args.deaf > 0 {
         let gone = deaf.resume()?;
@@ -118,12 +126,12 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-fn sign(args: &FanoutArgs, seed: u64) -> anyhow::Result<Vec<SignedEvent>> {
+fn sign(args: &FanoutArgs, seed: u64, created_at: u64) -> anyhow::Result<Vec<SignedEvent>> {
     if let Some(path) = &args.from {
         let (events, _) = events::load(path, Some(args.events as usize))?;
         return Ok(share(&events, &args.common)?.to_vec());
     }
-    let mut generator = Generator::new(seed, 16, Vec::new(), unix_now(), args.events)?;
+    let mut generator = Generator::new(seed, 16, Vec::new(), created_at, args.events)?;
     Ok((0..args.events)
         .map(|_| generator.sized_event(args.kind, args.payload_bytes as usize))
         .collect())

@@ -62,9 +62,14 @@ pub struct CrowdArgs {
 /// Who signs what is published.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct SignArgs {
-    /// Seed of the events and filters [default: from the clock, since a relay has seen the last run's]
+    /// Seed of the events, filters and queries: with --created-at it fixes every byte of the events, and without it all
+    /// but their times, ids and signatures; each run of --runs adds 1 [default: from the clock, since a relay has seen
+    /// the last run's]
     #[arg(long)]
     pub seed: Option<u64>,
+    /// created_at of the first event, each next one is a second older; a relay may find it too old [default: now]
+    #[arg(long, value_name = "UNIX_SECONDS")]
+    pub created_at: Option<u64>,
     /// How many keys sign; a few of them write most
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub authors: u32,
@@ -105,6 +110,7 @@ pub fn run(args: &MixedArgs) -> anyhow::Result<Outcome> {
 /// The events, filters and queries of a run, made before it.
 pub struct Stage {
     seed: u64,
+    created_at: u64,
     events: Vec<SignedEvent>,
     index: IdIndex,
     corpus: Corpus,
@@ -125,12 +131,13 @@ impl Stage {
             Ok(count as usize)
         };
         let seed = args.sign.seed(&args.crowd.common);
-        let events = args.sign.sign(seed, count(args.rate)? as u32)?;
+        let created_at = args.sign.created_at();
+        let events = args.sign.sign(seed, created_at, count(args.rate)? as u32)?;
         let index = events::index(&events)?;
         let corpus = Corpus::new(&events, index.clone(), false)?;
         let query_count = if args.askers == 0 { 0 } else { count(args.query_rate)? };
         let pace = Pace::Open(Arrivals::even(args.rate)?);
-        Ok(Self { seed, events, index, corpus, query_count, pace })
+        Ok(Self { seed, created_at, events, index, corpus, query_count, pace })
     }
 
     /// # Errors
@@ -150,7 +157,9 @@ impl Stage {
         };
         let Self { seed, events, index, .. } = self;
         let show = Show { seed: *seed, events, index, script: None };
-        show.run(&args.crowd, &self.pace, questions.as_ref())
+        let mut outcome = show.run(&args.crowd, &self.pace, questions.as_ref())?;
+        outcome.detail["created_at"] = json!(self.created_at);
+        Ok(outcome)
     }
 
     fn draw(
@@ -180,11 +189,16 @@ impl SignArgs {
         self.seed.unwrap_or_else(clock).wrapping_add(common.run.into())
     }
 
+    /// Of the first event.
+    pub fn created_at(&self) -> u64 {
+        self.created_at.unwrap_or_else(unix_now)
+    }
+
     /// # Errors
     /// The file to learn from cannot be read.
-    pub fn sign(&self, seed: u64, count: u32) -> anyhow::Result<Vec<SignedEvent>> {
+    pub fn sign(&self, seed: u64, created_at: u64, count: u32) -> anyhow::Result<Vec<SignedEvent>> {
         let shapes = self.learn.as_deref().map(learn::read_shapes).transpose()?.unwrap_or_default();
-        let mut generator = Generator::new(seed, self.authors, shapes, unix_now(), count)?;
+        let mut generator = Generator::new(seed, self.authors, shapes, created_at, count)?;
         Ok((0..count).map(|_| generator.next_event()).collect())
     }
 }

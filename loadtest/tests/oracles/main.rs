@@ -137,6 +137,23 @@ fn what_follows_a_filter_is_what_a_naive_evaluation_says() {
 }
 
 #[test]
+fn followers_by_since_get_events_that_were_signed_before_they_came() {
+    let address = relay::start(Fault::Nothing);
+    let mixed = "mixed --duration-s 0.5 --rate 100 --followers 4 --askers 0";
+    let fanout = "fanout --events 30 --rate 200 --subscribers 3 --created-at 1700000000";
+    // Each finds stored what those before it have published.
+    for (arguments, seed) in [(mixed, 1), (mixed, 2), (fanout, 3), (fanout, 4)] {
+        let since = format!("--live-filter since --seed {seed} --settle-ms 0 --json");
+        let run = generate(&format!("{arguments} {since} --url ws://{address}"));
+        assert_kept(&run);
+        assert_eq!(run.report["detail"]["seed"], seed);
+        if arguments == fanout {
+            assert_eq!(run.report["detail"]["created_at"], 1_700_000_000);
+        }
+    }
+}
+
+#[test]
 fn connections_that_are_never_let_go_are_noticed() {
     // The relay is in this process, and keeps what it accepted.
     let arguments = format!("churn --count 40 --rate 400 --pid {}", std::process::id());

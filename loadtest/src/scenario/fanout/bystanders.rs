@@ -2,7 +2,6 @@
 //!
 //! Nobody reads for them while the fan-out runs, so it must be over before the relay misses a pong.
 
-use crate::client::inquiry::Answer;
 use crate::client::{Connection, RelayMessage, Target, message};
 use crate::events::Random;
 use crate::report::Violations;
@@ -28,15 +27,18 @@ impl Bystanders {
         count: u32,
         subscriptions: u32,
         live_filter: LiveFilter,
+        since: u64,
     ) -> anyhow::Result<Self> {
         let mut random = Random::new(SEED);
         let mut open = |number: usize| -> anyhow::Result<Connection> {
             let mut connection = Connection::open(target, number)?;
             for subscription in 0..subscriptions {
                 let nobody = json!({"authors": [faster_hex::hex_string(&random.bytes32())]});
-                let (name, filter) = (subscription.to_string(), live_filter.of(&nobody));
-                let answer = connection.inquire(&name, &filter, target.connect_timeout)?;
-                ensure!(answer == Answer::default(), "not just EOSE: {answer:?}");
+                let name = subscription.to_string();
+                let timeout = target.connect_timeout;
+                let stored =
+                    live_filter.subscribe(&mut connection, &name, &nobody, since, timeout)?;
+                ensure!(stored == 0, "{stored} events of nobody");
             }
             Ok(connection)
         };

@@ -1,9 +1,9 @@
 //! Subscribers that never read while the fan-out runs.
 
-use crate::client::inquiry::Answer;
 use crate::client::{Connection, RelayMessage, Target, message};
+use crate::scenario::mix::LiveFilter;
 use crate::server::{Sample, SocketMemory};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::sync::mpsc;
@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// See the module.
 pub struct Deaf {
     connections: Vec<Connection>,
+    /// Events that came before it began.
+    stored: u64,
     pid: Option<u32>,
     before: Taken,
     watch: Watch,
@@ -91,22 +93,25 @@ impl Deaf {
     pub fn open(
         target: &Target,
         count: u32,
+        live_filter: LiveFilter,
         filter: &Value,
+        since: u64,
         pid: Option<u32>,
     ) -> anyhow::Result<Self> {
         let before = Taken::now(pid);
         let watch = Watch::start(pid);
         let target = Target { receive_bytes: Some(RECEIVE_BYTES), ..target.clone() };
-        let open = |number: usize| -> anyhow::Result<Connection> {
+        let mut stored = 0;
+        let mut open = |number: usize| -> anyhow::Result<Connection> {
             let mut connection = Connection::open(&target, number)?;
-            let answer = connection.inquire("live", filter, target.connect_timeout)?;
-            ensure!(answer == Answer::default(), "not just EOSE: {answer:?}");
+            let timeout = target.connect_timeout;
+            stored += live_filter.subscribe(&mut connection, "live", filter, since, timeout)?;
             Ok(connection)
         };
         let connections = (0..count as usize)
             .map(|number| open(number).with_context(|| format!("deaf subscriber {number}")))
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { connections, pid, before, watch })
+        Ok(Self { connections, stored, pid, before, watch })
     }
 
     /// Reads what has come for them, to the end, and lets them go.
@@ -116,7 +121,7 @@ impl Deaf {
     pub fn resume(self) -> anyhow::Result<Gone> {
         let most = self.watch.stop();
         let count = self.connections.len();
-        let (mut received, mut told, mut cut_off) = (0, 0, 0);
+        let (mut received, mut told, mut cut_off) = (self.stored, 0, 0);
         let mut buffer = vec![0; 64 << 10];
         for mut connection in self.connections {
             connection.widen(RESUMED_BYTES)?;

@@ -23,6 +23,8 @@ pub struct Ledger<'a> {
     pub index: &'a IdIndex,
     pub publishers: usize,
     pub audiences: Vec<Audience>,
+    /// `created_at` of the oldest event; 0 where nobody follows.
+    pub created_from: u64,
     /// Latency counts from here, in nanoseconds of the window's clock; 0 until the event is sent.
     start_ns: Vec<AtomicU64>,
     verdicts: Vec<AtomicU8>,
@@ -49,17 +51,18 @@ impl<'a> Ledger<'a> {
         publishers: usize,
         filters: &[Value],
     ) -> anyhow::Result<Self> {
-        let mut audiences = Vec::new();
+        let (mut audiences, mut created_from) = (Vec::new(), 0);
         if !filters.is_empty() {
             let fields =
                 events.iter().map(SignedEvent::fields).collect::<anyhow::Result<Vec<_>>>()?;
             for filter in filters {
                 audiences.push(Audience::new(filter, &fields)?);
             }
+            created_from = fields.iter().map(|event| event.created_at).min().unwrap_or(0);
         }
         let start_ns = events.iter().map(|_| AtomicU64::new(0)).collect();
         let verdicts = events.iter().map(|_| AtomicU8::new(0)).collect();
-        Ok(Self { events, index, publishers, audiences, start_ns, verdicts })
+        Ok(Self { events, index, publishers, audiences, created_from, start_ns, verdicts })
     }
 
     /// Before the event leaves.

@@ -20,10 +20,8 @@ pub use recite::{Cue, Script};
 
 use super::schedule::Pace;
 use super::{Clock, Common, Notices, POLL_MS_MAX, Window, Worker, connect, deal, measure};
-use crate::client::inquiry::Answer;
 use crate::client::poller::Ready;
 use crate::client::{Connection, Poller, Target};
-use crate::events::generate::unix_now;
 use crate::report::Violations;
 use anyhow::{Context, ensure};
 use ask::Ask;
@@ -45,18 +43,35 @@ const DRAIN: Duration = Duration::from_millis(200);
 pub enum LiveFilter {
     /// `"limit":0`, NIP-01's way
     Limit,
-    /// `"since":now`, for relays where `limit:0` never goes live
+    /// `"since":` the oldest event that will be published, for relays where `limit:0` never goes live
     Since,
 }
 
 impl LiveFilter {
-    pub fn of(self, filter: &Value) -> Value {
+    /// Subscribes to what is new, or to what was created `since`; how many stored events came, of earlier runs.
+    ///
+    /// # Errors
+    /// No EOSE, or stored events where none were asked for.
+    pub fn subscribe(
+        self,
+        connection: &mut Connection,
+        name: &str,
+        filter: &Value,
+        since: u64,
+        timeout: Duration,
+    ) -> anyhow::Result<u64> {
         let mut live = filter.clone();
         match self {
             Self::Limit => live["limit"] = 0.into(),
-            Self::Since => live["since"] = unix_now().into(),
+            Self::Since => live["since"] = since.into(),
         }
-        live
+        let answer = connection.inquire(name, &live, timeout)?;
+        let stored = answer.events.len();
+        ensure!(
+            answer.closed.is_none() && (stored == 0 || self == Self::Since),
+            "not just EOSE: {answer:?}"
+        );
+        Ok(stored as u64)
     }
 }
 
@@ -112,7 +127,7 @@ impl Load<'_> {
         let reciters = connections.split_off(connections.len() - self.reciters());
         let mut followers = connections.split_off(connections.len() - self.followers);
         let askers = connections.split_off(self.ledger.publishers);
-        self.subscribe(&mut followers, target.connect_timeout)?;
+        let stored = self.subscribe(&mut followers, target.connect_timeout)?;
         let threads = usize::from(common.threads);
         // One publisher has the first of several threads to itself.
         let apart = usize::from(self.ledger.publishers == 1 && threads > 1);
@@ -144,18 +159,21 @@ impl Load<'_> {
             window,
         };
         workers.into_iter().for_each(|worker| worker.finish(self.any_order, &mut ran));
+        ran.followed.received += stored;
         Ok(ran)
     }
 
-    fn subscribe(&self, followers: &mut [Connection], timeout: Duration) -> anyhow::Result<()> {
-        let audiences = self.ledger.audiences.iter().cycle();
+    /// How many stored events came.
+    fn subscribe(&self, followers: &mut [Connection], timeout: Duration) -> anyhow::Result<u64> {
+        let (audiences, since) = (self.ledger.audiences.iter().cycle(), self.ledger.created_from);
+        let mut stored = 0;
         for (number, (follower, audience)) in followers.iter_mut().zip(audiences).enumerate() {
-            let answer = follower
-                .inquire(follow::SUBSCRIPTION, &self.live_filter.of(&audience.filter), timeout)
+            stored += self
+                .live_filter
+                .subscribe(follower, follow::SUBSCRIPTION, &audience.filter, since, timeout)
                 .with_context(|| format!("follower {number}"))?;
-            ensure!(answer == Answer::default(), "follower {number}: not just EOSE: {answer:?}");
         }
-        Ok(())
+        Ok(stored)
     }
 }
 
