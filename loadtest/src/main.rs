@@ -215,9 +215,15 @@ fn report<S: Scenario>(mut scenario: S, told: &mut Vec<Vec<Told>>) -> u8 {
 /// Prints a run, and keeps it if that is asked for.
 fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<(Report, Told)> {
     let (name, common) = (S::NAME, scenario.common());
+    let events = match scenario.file() {
+        Some(file) if !events::generate::is_synthetic(file) => Some("unlabelled"),
+        None if outcome.unit == "connection" => None,
+        _ => Some("synthetic"),
+    };
     let subject = Subject {
         scenario: name.to_owned(),
         label: common.label.clone(),
+        events,
         parameters: serde_json::to_value(scenario)?,
         relay: nip11::ask(&common.target()?),
         finished_at: events::generate::unix_now(),
@@ -248,7 +254,8 @@ fn tell<S: Scenario>(scenario: &S, outcome: Outcome) -> anyhow::Result<(Report, 
         }
         let limited = if limited { " (GENERATOR-LIMITED)" } else { "" };
         let verdict = if report.is_ok() { "ok" } else { "VIOLATIONS" };
-        eprintln!("{name}: {verdict}{limited}: {summary}");
+        let events = events.map_or_else(String::new, |events| format!("; {events} events"));
+        eprintln!("{name}: {verdict}{limited}: {summary}{events}");
     }
     let told = Told { report: serde_json::to_value(&report)?, logs };
     if !common.json {
@@ -293,6 +300,7 @@ mod tests {
             "fanout --closed-loop --rate 5",
             "fanout --bystander-subscriptions 2",
             "fanout --from e.jsonl --seed 2",
+            "fanout --from e.jsonl --created-at 2",
             "fanout --from e.jsonl --payload-bytes 500",
             "connect --at-once 3",
             "churn --closed-loop --open-max 3",

@@ -7,9 +7,9 @@ use clap::Args;
 use secp256k1::{Keypair, schnorr};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes of `{"id":…}` with an empty content, no tags, a one-digit kind and a ten-digit `created_at`.
@@ -22,7 +22,7 @@ const WORDS: &[&str] = &[
 const WIDE_WORDS: &[&str] =
     &["こんにちは", "水", "流れ", "добрый", "день", "señal", "über", "🌊", "🤙"];
 
-/// Writes a file of signed events.
+/// Writes a file of signed events, and beside it `FILE.gen.json`, which says that they are synthetic.
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
     /// How many events
@@ -149,11 +149,29 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Value> {
         writeln!(out, "{}", event.json)?;
     }
     out.into_inner()?.sync_all()?;
-    Ok(json!({
+    let label = json!({
         "scenario": "gen", "ok": true, "synthetic": true, "learned": args.learn.is_some(),
         "events": args.count, "seed": args.seed, "authors": args.authors, "created_at": created_at,
         "json_bytes_mean": bytes / args.count as usize, "out": args.out,
-    }))
+        "file_bytes": fs::metadata(&args.out)?.len(),
+    });
+    fs::write(label_path(&args.out), format!("{label}\n"))?;
+    Ok(label)
+}
+
+/// Where `gen` says what it made.
+fn label_path(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".gen.json");
+    path.into()
+}
+
+/// Whether `gen` made this file: the label beside it says so, and of a file of this size.
+pub fn is_synthetic(file: &Path) -> bool {
+    let Ok(label) = fs::read_to_string(label_path(file)) else { return false };
+    let label: Value = serde_json::from_str(&label).unwrap_or_default();
+    let bytes = fs::metadata(file).map_or(0, |file| file.len());
+    label["synthetic"] == true && label["file_bytes"] == bytes
 }
 
 pub fn unix_now() -> u64 {

@@ -6,9 +6,10 @@ use crate::compare::{aligned, short};
 use serde_json::Value;
 
 /// What a page shows of a report, in this order: the main things first.
-const SHOWN: [&str; 16] = [
+const SHOWN: [&str; 17] = [
     "operations",
     "unit",
+    "events",
     "seconds",
     "ops_per_s",
     "pacing",

@@ -86,6 +86,7 @@ pub struct Report {
     ok: bool,
     oracle: Oracle,
     unit: &'static str,
+    events: Option<&'static str>,
     operations: u64,
     seconds: f64,
     ops_per_s: f64,
@@ -124,6 +125,8 @@ struct NamedLatency {
 pub struct Subject {
     pub scenario: String,
     pub label: Option<String>,
+    /// Whose the events are.
+    pub events: Option<&'static str>,
     pub parameters: Value,
     /// What the relay says of itself (NIP-11).
     pub relay: Option<Value>,
@@ -143,6 +146,7 @@ impl Report {
             ok: violations.is_empty(),
             oracle: Oracle { checked, violations: violations.count(), kinds: violations.kinds() },
             unit,
+            events: subject.events,
             operations,
             seconds: round(outcome.accounts.elapsed.as_secs_f64(), 4),
             ops_per_s: per_second(operations, outcome.accounts.elapsed),
@@ -260,6 +264,7 @@ mod tests {
         let subject = Subject {
             scenario: "ingest".to_owned(),
             label: None,
+            events: Some("synthetic"),
             parameters: json!({"url": "ws://127.0.0.1:7777"}),
             relay: Some(json!({"name": 1, "software": 2, "version": 3, "limitation": {"x": 1}})),
             finished_at: 1,

@@ -74,7 +74,7 @@ pub struct FanoutArgs {
     pub from: Option<PathBuf>,
 }
 
-super::scenario!(FanoutArgs, "fanout", common, run);
+super::scenario!(FanoutArgs, "fanout", common, run, |args| args.from.as_deref());
 
 /// # Errors
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.

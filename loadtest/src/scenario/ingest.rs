@@ -47,7 +47,7 @@ pub struct IngestArgs {
     pub require_accepted: bool,
 }
 
-super::scenario!(IngestArgs, "ingest", common, run);
+super::scenario!(IngestArgs, "ingest", common, run, |args| Some(&args.events));
 
 /// # Errors
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.

@@ -36,7 +36,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Files, epoll sets and pipes beside the sockets.
@@ -150,6 +150,11 @@ pub trait Scenario: Serialize {
 
     fn common_mut(&mut self) -> &mut Common;
 
+    /// The file that its events are from, where it does not sign them itself.
+    fn file(&self) -> Option<&Path> {
+        None
+    }
+
     /// Runs once.
     ///
     /// # Errors
@@ -189,9 +194,10 @@ fn progress(name: &str, common: &Common) -> ProgressBar {
     progress
 }
 
-/// Implements [`Scenario`] for a subcommand's arguments: name, path to the shared options, and the function that runs.
+/// Implements [`Scenario`] for a subcommand's arguments: name, path to the shared options, the function that runs, and
+/// the one that names the file of events.
 macro_rules! scenario {
-    ($arguments:ty, $name:literal, $($common:ident).+, $run:path) => {
+    ($arguments:ty, $name:literal, $($common:ident).+, $run:path $(, $file:expr)?) => {
         impl crate::scenario::Scenario for $arguments {
             const NAME: &'static str = $name;
 
@@ -202,6 +208,11 @@ macro_rules! scenario {
             fn common_mut(&mut self) -> &mut crate::scenario::Common {
                 &mut self.$($common).+
             }
+
+            $(fn file(&self) -> Option<&std::path::Path> {
+                let file: fn(&Self) -> Option<&std::path::Path> = $file;
+                file(self)
+            })?
 
             fn run(&self) -> anyhow::Result<crate::report::Outcome> {
                 $run(self)

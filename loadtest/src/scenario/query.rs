@@ -25,7 +25,7 @@ pub struct QueryArgs {
     pub limit: u32,
 }
 
-super::scenario!(QueryArgs, "query", ask.common, run);
+super::scenario!(QueryArgs, "query", ask.common, run, |args| Some(&args.ask.events));
 
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct CountArgs {
@@ -34,7 +34,7 @@ pub struct CountArgs {
     pub ask: AskArgs,
 }
 
-super::scenario!(CountArgs, "count", ask.common, run_count);
+super::scenario!(CountArgs, "count", ask.common, run_count, |args| Some(&args.ask.events));
 
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct AskArgs {

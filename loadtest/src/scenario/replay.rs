@@ -47,7 +47,7 @@ pub struct ReplayArgs {
     pub seed: u64,
 }
 
-super::scenario!(ReplayArgs, "replay", crowd.common, run);
+super::scenario!(ReplayArgs, "replay", crowd.common, run, |args| Some(&args.events));
 
 /// # Errors
 /// Anything that keeps the window from being measured; what the relay does wrong is in the outcome.

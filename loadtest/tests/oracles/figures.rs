@@ -67,6 +67,26 @@ fn latencies_are_a_table_for_a_person_and_nothing_beside_json() {
     assert_eq!(names, [("connect_to_open", "5"), ("send_lateness", "5")], "{told}");
 }
 
+#[test]
+fn made_up_events_are_called_so_and_others_are_not() {
+    let made_up = events("made-up", 20);
+    let unlabelled = scratch("unlabelled.jsonl");
+    std::fs::copy(&made_up, &unlabelled).unwrap();
+    let says = |arguments: &str| against(Fault::Nothing, arguments).report["events"].clone();
+    let ingest = |file: &str| says(&format!("ingest --rate 500 --events {file}"));
+    assert_eq!(ingest(&made_up), "synthetic");
+    assert_eq!(ingest(&unlabelled), "unlabelled");
+    assert_eq!(says("fanout --events 5 --subscribers 2"), "synthetic");
+    assert_eq!(
+        says(&format!("fanout --events 5 --subscribers 2 --from {unlabelled}")),
+        "unlabelled"
+    );
+    assert_eq!(says("connect --count 3"), Value::Null);
+    // The label is of what was there before.
+    std::fs::write(&made_up, std::fs::read_to_string(&made_up).unwrap() + "\n").unwrap();
+    assert_eq!(ingest(&made_up), "unlabelled");
+}
+
 fn read_back(file: &Path) -> Histogram<u64> {
     let log = std::fs::read(file).unwrap();
     let mut intervals = IntervalLogIterator::new(&log).filter_map(|entry| match entry.unwrap() {
