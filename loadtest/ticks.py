@@ -16,8 +16,10 @@ POINTS_MAX = 20_000
 
 
 def read(path):
+    # The last row of a relay that was killed may be cut short.
     with open(path, newline="") as file:
-        return [{name: int(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        whole = (row for row in csv.DictReader(file) if None not in row.values())
+        return [{name: int(value) for name, value in row.items()} for row in whole]
 
 
 def scale(values, length):

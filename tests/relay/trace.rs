@@ -1,6 +1,7 @@
 //! `--trace-ticks`: the rows of a run add up to what was done in it.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::{Author, Filter, Launch, now};
 
@@ -51,9 +52,36 @@ fn the_rows_add_up_to_what_was_done() {
     );
     assert!(sum(&text, "from_bus") >= 2 * EVENTS, "each commit to each shard");
     assert!(sum(&text, "cpu_ns") > 0);
+    assert_drawn(&path, &text);
     for line in text.lines().skip(1) {
         let times: Vec<u64> = line.split(',').take(2).map(|us| us.parse().unwrap()).collect();
         assert!(times[0] <= times[1], "{line}");
+    }
+}
+
+/// `loadtest/ticks.py` draws a point a turn twice, and tells the same totals; a last row that is cut short is left out.
+fn assert_drawn(path: &Path, text: &str) {
+    let cut = text.rfind(',').expect("a row");
+    for (text, turns) in
+        [(text, text.lines().count() - 1), (&text[..cut], text.lines().count() - 2)]
+    {
+        let (trace, out) = (path.with_extension("drawn.csv"), path.with_extension("svg"));
+        std::fs::write(&trace, text).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/loadtest/ticks.py");
+        let drawn = Command::new("python3").arg(script).args([&trace, &out]).output().unwrap();
+        assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+        let says = String::from_utf8(drawn.stdout).unwrap();
+        assert!(says.starts_with(&format!("{turns} turns, ")), "{says}");
+        if text.ends_with('\n') {
+            for column in ["verified", "matched", "delivered_live", "frames_out"] {
+                let told = says.lines().find(|line| line.trim().starts_with(column)).unwrap();
+                let told = told.split_whitespace().nth(1).unwrap().replace(',', "");
+                assert_eq!(told, sum(text, column).to_string(), "{says}");
+            }
+        }
+        let svg = std::fs::read_to_string(&out).unwrap();
+        assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+        assert_eq!(svg.matches("<circle").count(), 2 * turns);
     }
 }
 
