@@ -166,8 +166,10 @@ fn plan(args: &CompareArgs, known: &mut Known) -> anyhow::Result<Plan> {
     }
     for pair in &args.variables {
         let (name, value) = pair.split_once('=').context("--set NAME=VALUE")?;
-        // A relay runs in a directory of its own, where a relative path would lead elsewhere.
-        let path = Path::new(value).canonicalize().ok();
+        // A relay runs in a directory of its own, where a relative path would lead elsewhere. A number is none, though
+        // a file be called so.
+        let path = value.parse::<f64>().is_err().then(|| Path::new(value).canonicalize().ok());
+        let path = path.flatten();
         known.set(name, path.map_or_else(|| value.to_owned(), |path| path.display().to_string()));
     }
     plan.rounds = args.rounds.unwrap_or(plan.rounds);
