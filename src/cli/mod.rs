@@ -17,6 +17,7 @@ mod relay;
 mod search;
 mod tend;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -27,8 +28,15 @@ use failure::Failure;
 /// Runs the command the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs a command, whose first word is the program's name. For a process of its own: it takes over signals, and ends
+/// the process where the command line is wrong.
+#[must_use]
+pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
     bus_error::explain();
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(words);
     let outcome = match arguments.command {
         None => relay::run(&arguments.relay),
         Some(Command::Relay(command)) => relay::run(&command),

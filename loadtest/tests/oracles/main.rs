@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::cast_possible_truncation, clippy::unwrap_used)]
 
+mod admin;
 mod captured;
 mod figures;
 mod kinds;
