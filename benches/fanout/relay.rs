@@ -113,7 +113,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
         mesh,
         store,
         last_sequence: 0,
-        newest: Newest { are_all: true, ..Newest::default() },
+        newest: Newest::default(),
         submit: writer.handle(),
         read: readers.handle(),
         recording: Recording::default(),

@@ -45,7 +45,7 @@ const RECENT_EVENT_BYTES: u64 = 54;
 const RECENT_COUNTS_BYTES: u64 = 256 << 10;
 /// What of the search index has not been written, and what merging its parts takes; its pages come on top, as
 /// the database's do.
-const SEARCH_BYTES: u64 = 64 << 20;
+const SEARCH_BYTES: u64 = 128 << 20;
 /// Keys and dedupe of one shard, and 16 MiB of empty batches.
 const SHARD_BYTES: u64 = 20 << 20;
 /// Stack and cursors of one reader, and the chunks it has handed out.

@@ -222,6 +222,12 @@ impl<'a> EventView<'a> {
         Unpack::new(&self.record[HEADER_BYTES..self.json_at()])
     }
 
+    /// Bytes of the indexed tags as they are packed: what looking at all of them takes.
+    #[must_use]
+    pub fn tags_bytes(&self) -> usize {
+        self.json_at() - HEADER_BYTES
+    }
+
     /// The first value of the first `d` tag; empty when there is none (NIP-01, addressable events).
     #[must_use]
     pub fn d_tag(&self) -> TagRef<'a> {

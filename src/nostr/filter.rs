@@ -35,9 +35,28 @@ impl Filter {
             && self.until.is_none_or(|until| event.created_at() <= until)
             && self.ids.as_ref().is_none_or(|ids| ids.binary_search(event.id()).is_ok())
             && self.authors.as_ref().is_none_or(|a| a.binary_search(event.pubkey()).is_ok())
-            && self.tags.iter().all(|(letter, values)| {
-                event.tags().any(|(l, value)| l == *letter && contains(values, value))
-            })
+            && self.tags_match(event)
+    }
+
+    /// One walk over the event's tags, however many letters are asked for.
+    fn tags_match(&self, event: EventView<'_>) -> bool {
+        if self.tags.is_empty() {
+            return true;
+        }
+        // There are 52 letters.
+        let mut missing = (1u64 << self.tags.len()) - 1;
+        for (letter, value) in event.tags() {
+            let Ok(at) = self.tags.binary_search_by_key(&letter, |(letter, _)| *letter) else {
+                continue;
+            };
+            if missing & (1 << at) != 0 && contains(&self.tags[at].1, value) {
+                missing &= !(1 << at);
+                if missing == 0 {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// Whether no event can match: an empty list, or `since` after `until`.

@@ -315,13 +315,21 @@ fn read_filter(
 /// A search without its extensions, `key:value`, of which none is known here (NIP-50); `None` when nothing is
 /// left.
 fn words_of(search: &str) -> Option<String> {
-    let is_extension = |word: &&str| {
+    // An address (NIP-21, or any with `//`), a time of day and what is quoted are words.
+    let is_extension = |word: &str| {
         word.split_once(':').is_some_and(|(key, value)| {
-            let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-            !key.is_empty() && key.chars().all(is_key) && !value.starts_with("//")
+            let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase());
+            is_key && key != "nostr" && !value.is_empty() && !value.starts_with("//")
         })
     };
-    let words: Vec<&str> = search.split_whitespace().filter(|word| !is_extension(word)).collect();
+    let mut quoted = false;
+    let mut words = Vec::new();
+    for word in search.split_whitespace() {
+        if quoted || word.contains('"') || !is_extension(word) {
+            words.push(word);
+        }
+        quoted ^= word.bytes().filter(|byte| *byte == b'"').count() % 2 == 1;
+    }
     (!words.is_empty()).then(|| words.join(" "))
 }
 

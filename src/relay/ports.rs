@@ -65,7 +65,7 @@ pub struct CommitBatch {
     pub verdicts: Vec<(Ticket, Verdict)>,
     /// What is stored no more, by sequence number: events of earlier batches, and of this one.
     pub erased: Vec<Erased>,
-    /// Keys that vanish with this commit.
+    /// Keys that vanish with this commit, each once, in order.
     pub vanished: Vec<Vanished>,
 }
 
@@ -76,6 +76,8 @@ pub struct Erased {
     pub sequence: Sequence,
     /// Its `created_at`, in seconds.
     pub created_at: u64,
+    /// The first bytes of its id.
+    pub id: [u8; 8],
 }
 
 /// A key of which nothing is served any more up to a second: what it wrote, and gift wraps to it (NIP-62).
@@ -92,8 +94,9 @@ pub struct Vanished {
 pub struct Newest {
     /// With their sequence numbers; newest first, lowest id first on a tie.
     pub events: Vec<(Sequence, Event)>,
-    /// Nothing else is stored.
-    pub are_all: bool,
+    /// The next one, which is left out: its `created_at`, the first bytes of its id, its sequence number. `None`
+    /// where these are all.
+    pub rest: Option<(u64, [u8; 8], Sequence)>,
 }
 
 /// A stored query: the filters of one REQ or COUNT.

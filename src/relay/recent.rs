@@ -13,21 +13,34 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::ports::{CommitBatch, Erased, Newest, Sequence, Vanished};
-use crate::nostr::event::{Event, EventView, Kind};
+use crate::nostr::event::{Event, EventView, Kind, Pubkey};
 use crate::nostr::{Filter, TagRef};
 
-/// Looks one query may take, about: a filter's list of authors or kinds makes a look longer. Some 50 µs.
-const LOOKS_MAX: usize = 1 << 16;
+/// Looks one query may take: a few nanoseconds each, some 150 µs together.
+pub const LOOKS_MAX: usize = 1 << 16;
+
+/// Looks that finding the next event of an author or kind takes beside the distance, that an event takes, and
+/// that a byte of its tags takes of which a filter asks for some.
+const FIND_LOOKS: usize = 8;
+const EVENT_LOOKS: usize = 16;
+const TAG_BYTES_PER_LOOK: usize = 8;
+
+/// Looks of all queries in one turn of the shard; further ones are the store's.
+pub const LOOKS_PER_TURN: usize = 1 << 18;
+
+/// So many looks cost a connection as much as an index entry of the store.
+pub const LOOKS_PER_ENTRY: usize = 4;
 
 /// Values of a column that are compared in about the time of one look.
 const COMPARED_AT_ONCE: usize = 16;
 const BLOCK: usize = 4 * COMPARED_AT_ONCE;
 
-/// Events one query may look into that do not match: each is likely to be far from the processor.
-const MISSES_MAX: usize = 256;
+/// Bytes of the tags of gift wraps that are looked into when keys vanish; where there are more, all is let go
+/// that may be gone.
+const WRAPS_TAG_BYTES_MAX: usize = 64 << 10;
 
-/// Gift wraps that are looked into when a key vanishes; where there are more, everything is let go.
-const WRAPS_MAX: u16 = 1_024;
+/// Events that are taken out one by one; more of them together.
+const ONE_BY_ONE_MAX: usize = 8;
 
 /// Events of one answer: references, kept until the client has taken them.
 const ANSWER_EVENTS_MAX: usize = 512;
@@ -107,10 +120,10 @@ impl Recent {
         if self.events_max == 0 {
             return;
         }
-        if !newest.are_all {
-            let last = newest.events.last();
-            self.floor = Some(last.map_or(TOP, |(seq, event)| rank(*seq, event.view())));
-        }
+        // What is between the last here and the first that is left out is no event.
+        self.floor = newest.rest.map(|(created_at, id, sequence)| {
+            (Reverse(created_at), u64::from_be_bytes(id), sequence)
+        });
         for (sequence, event) in newest.events.iter().rev() {
             let place = self.place(rank(*sequence, event.view()));
             self.insert(place, *sequence, event);
@@ -126,10 +139,19 @@ impl Recent {
 
     /// Lets go what a commit takes away, before any of its events is kept.
     pub fn forget(&mut self, batch: &CommitBatch) {
-        for erased in &batch.erased {
-            self.forget_one(*erased);
-        }
-        batch.vanished.iter().for_each(|vanished| self.forget_key(vanished));
+        let covered = match batch.vanished.is_empty() {
+            true => Some(Vec::new()),
+            false => self.covered(&batch.vanished),
+        };
+        let mut gone = covered.unwrap_or_else(|| {
+            let up_to = batch.vanished.iter().map(|vanished| vanished.up_to).max();
+            self.raise_floor(self.seconds.partition_point(|second| Some(*second) <= up_to));
+            Vec::new()
+        });
+        gone.extend(batch.erased.iter().filter_map(|erased| self.place_of(erased)));
+        gone.sort_unstable();
+        gone.dedup();
+        self.remove_all(&gone);
     }
 
     /// Keeps an event of a commit, unless the commit takes it away again or there are newer ones enough.
@@ -137,7 +159,7 @@ impl Recent {
         let rank = rank(sequence, event.view());
         if self.floor.is_some_and(|floor| floor < rank)
             || batch.erased.binary_search_by_key(&sequence, |erased| erased.sequence).is_ok()
-            || batch.vanished.iter().any(|vanished| is_covered(event.view(), vanished))
+            || is_covered(event.view(), &batch.vanished)
         {
             return;
         }
@@ -150,19 +172,19 @@ impl Recent {
     /// `None` when it may be that not all of it is here, or finding it takes long.
     ///
     /// A filter without a `limit`, or with a higher one, finds `limit_max` events at most.
+    /// `looks` is what it may cost, and then what is left of that.
     #[must_use]
     pub fn answer(
         &self,
         filters: &[Filter],
         limit_max: u64,
-        last: Sequence,
-        unix_s: u64,
+        (last, unix_s): (Sequence, u64),
+        looks: &mut usize,
     ) -> Option<Vec<&Event>> {
-        let mut looks = LOOKS_MAX;
         let mut found = Vec::new();
         for filter in filters.iter().filter(|filter| !filter.is_unsatisfiable()) {
             let wanted = filter.limit.unwrap_or(u64::MAX).min(limit_max);
-            self.find(filter, wanted, (last, unix_s), &mut looks, &mut found)?;
+            self.find(filter, wanted, (last, unix_s), looks, &mut found)?;
         }
         found.sort_unstable_by_key(|at| Reverse(*at));
         found.dedup();
@@ -197,16 +219,18 @@ impl Recent {
         let begin = self.seconds.partition_point(|second| *second < since);
         let mut end = self.seconds.partition_point(|second| *second <= until);
         let (kinds, authors) = (filter.kinds.as_deref(), filter.authors.as_deref());
-        let per_look = 1 + list_looks(kinds.map(<[_]>::len)) + list_looks(authors.map(<[_]>::len));
-        let (mut left, mut misses) = (wanted, 0);
+        let lists = list_looks(kinds.map(<[_]>::len)) + list_looks(authors.map(<[_]>::len));
+        let mut left = wanted;
         while begin < end {
-            let next = match (authors, kinds) {
-                (Some([author]), _) => last_of(&self.authors, begin..end, head(author)),
-                (None, Some([kind])) => last_of(&self.kinds, begin..end, *kind),
-                _ => Some(end - 1),
+            let (next, cost) = match (authors, kinds) {
+                (Some([author]), _) => {
+                    (last_of(&self.authors, begin..end, head(author)), FIND_LOOKS)
+                }
+                (None, Some([kind])) => (last_of(&self.kinds, begin..end, *kind), FIND_LOOKS),
+                _ => (Some(end - 1), 1 + lists),
             };
             let passed = end - next.unwrap_or(begin);
-            *looks = looks.checked_sub(per_look + passed / COMPARED_AT_ONCE)?;
+            spend(looks, cost + passed / COMPARED_AT_ONCE)?;
             let Some(at) = next else { break };
             end = at;
             if kinds.is_some_and(|kinds| kinds.binary_search(&self.kinds[at]).is_err())
@@ -218,11 +242,9 @@ impl Recent {
             }
             let (sequence, event) = &self.events[at];
             let view = event.view();
+            let tags = if filter.tags.is_empty() { 0 } else { view.tags_bytes() };
+            spend(looks, EVENT_LOOKS + tags / TAG_BYTES_PER_LOOK)?;
             if *sequence > last || view.is_expired(unix_s) || !filter.matches(view) {
-                misses += 1;
-                if misses > MISSES_MAX {
-                    return None;
-                }
                 continue;
             }
             found.push(at);
@@ -276,64 +298,100 @@ impl Recent {
         self.kinds.insert(place, kind);
     }
 
-    fn remove(&mut self, at: usize) {
-        let Some((_, event)) = self.events.remove(at) else { return };
-        self.seconds.remove(at);
-        self.authors.remove(at);
-        self.kinds.remove(at);
-        let view = event.view();
-        self.by_author[author_slot(head(view.pubkey()))] -= 1;
-        self.by_kind[usize::from(view.kind().0)] -= 1;
-        self.bytes -= event.record().len();
+    fn uncount(&mut self, at: usize) {
+        self.by_author[author_slot(self.authors[at])] -= 1;
+        self.by_kind[usize::from(self.kinds[at])] -= 1;
+        self.bytes -= self.events[at].1.record().len();
     }
 
-    fn forget_one(&mut self, erased: Erased) {
-        let first = self.seconds.partition_point(|second| *second < erased.created_at);
-        let mut same =
-            (first..self.seconds.len()).take_while(|at| self.seconds[*at] == erased.created_at);
-        if let Some(at) = same.find(|at| self.events[*at].0 == erased.sequence) {
-            self.remove(at);
-        }
-    }
-
-    fn forget_key(&mut self, vanished: &Vanished) {
-        if self.held().0 == 0 {
+    /// Takes events out, by their places in ascending order.
+    fn remove_all(&mut self, places: &[usize]) {
+        places.iter().for_each(|at| self.uncount(*at));
+        if places.len() <= ONE_BY_ONE_MAX {
+            for at in places.iter().rev() {
+                self.events.remove(*at);
+                self.seconds.remove(*at);
+                self.authors.remove(*at);
+                self.kinds.remove(*at);
+            }
             return;
         }
-        if self.by_kind[usize::from(Kind::GIFT_WRAP.0)] > WRAPS_MAX {
-            return self.clear();
-        }
-        for at in (0..self.seconds.partition_point(|second| *second <= vanished.up_to)).rev() {
-            let may_be =
-                self.authors[at] == head(&vanished.pubkey) || self.kinds[at] == Kind::GIFT_WRAP.0;
-            if may_be && is_covered(self.events[at].1.view(), vanished) {
-                self.remove(at);
-            }
-        }
+        retain_others(&mut self.events, places);
+        retain_others(&mut self.seconds, places);
+        retain_others(&mut self.authors, places);
+        retain_others(&mut self.kinds, places);
     }
 
-    /// Lets all go; what comes before the newest of them is kept again.
-    fn clear(&mut self) {
-        if let Some((sequence, event)) = self.events.back() {
-            self.floor = Some(rank(*sequence, event.view()));
+    fn place_of(&self, erased: &Erased) -> Option<usize> {
+        let rank = (Reverse(erased.created_at), u64::from_be_bytes(erased.id), erased.sequence);
+        let place = self.place(rank);
+        self.events.get(place).is_some_and(|(seq, _)| *seq == erased.sequence).then_some(place)
+    }
+
+    /// The places of what is gone with vanished keys; `None` where finding that out takes long.
+    fn covered(&self, vanished: &[Vanished]) -> Option<Vec<usize>> {
+        let mut covered = Vec::new();
+        let mut tag_bytes = 0;
+        for at in 0..self.events.len() {
+            let may_have_written = || {
+                let head_of = |vanished: &Vanished| head(&vanished.pubkey);
+                vanished.binary_search_by_key(&self.authors[at], head_of).is_ok()
+            };
+            let is_wrap = self.kinds[at] == Kind::GIFT_WRAP.0;
+            if !is_wrap && !may_have_written() {
+                continue;
+            }
+            let event = self.events[at].1.view();
+            tag_bytes += if is_wrap { event.tags_bytes() } else { 0 };
+            if tag_bytes > WRAPS_TAG_BYTES_MAX {
+                return None;
+            }
+            if is_covered(event, vanished) {
+                covered.push(at);
+            }
         }
-        self.events.clear();
-        self.seconds.clear();
-        self.authors.clear();
-        self.kinds.clear();
-        self.bytes = 0;
-        self.by_author.fill(0);
-        self.by_kind.fill(0);
+        Some(covered)
+    }
+
+    /// Lets all go before this place: what comes before the last of them in order is all there is here.
+    fn raise_floor(&mut self, end: usize) {
+        let Some((sequence, event)) = end.checked_sub(1).and_then(|at| self.events.get(at)) else {
+            return;
+        };
+        self.floor = Some(rank(*sequence, event.view()));
+        (0..end).for_each(|at| self.uncount(at));
+        self.events.drain(..end);
+        self.seconds.drain(..end);
+        self.authors.drain(..end);
+        self.kinds.drain(..end);
     }
 
     /// Lets the last go while there are too many; the floor rises to them.
     fn evict(&mut self) {
-        while self.events.len() > self.events_max || self.bytes > self.bytes_max {
-            let Some((sequence, event)) = self.events.front() else { return };
-            self.floor = Some(rank(*sequence, event.view()));
-            self.remove(0);
+        let (mut end, mut bytes) = (0, self.bytes);
+        while self.events.len() - end > self.events_max || bytes > self.bytes_max {
+            bytes -= self.events[end].1.record().len();
+            end += 1;
         }
+        self.raise_floor(end);
     }
+}
+
+/// Takes so many looks; `None` when they are used up.
+fn spend(looks: &mut usize, count: usize) -> Option<()> {
+    let left = looks.checked_sub(count);
+    *looks = left.unwrap_or(0);
+    left.map(|_| ())
+}
+
+/// Takes values out of a column, by their places in ascending order.
+fn retain_others<T>(column: &mut VecDeque<T>, places: &[usize]) {
+    let (mut at, mut next) = (0, places.iter().peekable());
+    column.retain(|_| {
+        let is_gone = next.next_if_eq(&&at).is_some();
+        at += 1;
+        !is_gone
+    });
 }
 
 /// The last place in a range of a column that holds `value`.
@@ -368,13 +426,20 @@ fn list_looks(values: Option<usize>) -> usize {
     values.map_or(0, |values| values.max(1).ilog2() as usize)
 }
 
-/// Whether the event is gone with a key (NIP-62): it wrote it, or it is a gift wrap to it.
-fn is_covered(event: EventView<'_>, vanished: &Vanished) -> bool {
-    event.created_at() <= vanished.up_to
+/// Whether the event is gone with one of these keys (NIP-62): it wrote it, or it is a gift wrap to it.
+fn is_covered(event: EventView<'_>, vanished: &[Vanished]) -> bool {
+    let covers = |key: &Pubkey| {
+        let found = vanished.binary_search_by_key(key, |vanished| vanished.pubkey);
+        found.is_ok_and(|at| event.created_at() <= vanished[at].up_to)
+    };
+    !vanished.is_empty()
         && event.kind() != Kind::VANISH
-        && (*event.pubkey() == vanished.pubkey
+        && (covers(event.pubkey())
             || event.kind() == Kind::GIFT_WRAP
-                && event.tags().any(|tag| tag == (b'p', TagRef::Hex(&vanished.pubkey))))
+                && event.tags().any(|(letter, value)| match value {
+                    TagRef::Hex(key) => letter == b'p' && covers(key),
+                    TagRef::Text(_) => false,
+                }))
 }
 
 #[cfg(test)]

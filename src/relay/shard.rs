@@ -26,7 +26,7 @@ use super::ports::{
     Chunk, CommitBatch, Counting, Newest, Origin, Query, ScanKey, Sequence, Submission, Ticket,
     Verdict,
 };
-use super::recent::Recent;
+use super::recent::{LOOKS_MAX, LOOKS_PER_ENTRY, LOOKS_PER_TURN, Recent};
 use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Pending, Phase, Session, Subscription,
 };
@@ -173,6 +173,8 @@ pub struct Shard {
     /// The last sequence number whose commit has been handled.
     pub(super) last_sequence: Sequence,
     pub(super) recent: Recent,
+    /// What looking there may still cost in this turn.
+    recall_looks: usize,
     pub(super) stopping: bool,
     pub(super) live_bytes: LiveBytes,
     pub(super) tide: Tide,
@@ -191,6 +193,7 @@ impl Shard {
         Self {
             index: SubscriptionIndex::new(setup.hash_seed),
             recent: Recent::new(recent_events_max, recent_bytes_max),
+            recall_looks: LOOKS_PER_TURN,
             setup,
             sessions: Slab::new(),
             subscriptions: Slab::new(),
@@ -271,6 +274,7 @@ impl Shard {
     /// Nothing is decided by it.
     pub fn begin_turn(&mut self, us: u64) {
         self.turn_us = us;
+        self.recall_looks = LOOKS_PER_TURN;
     }
 
     /// The next thing to do, in the order it was decided.
@@ -452,10 +456,19 @@ impl Shard {
     pub fn recall(&mut self, scan: ScanKey, query: &Query, now: Now) -> Option<Chunk> {
         let snapshot = self.filed_at(scan)?;
         let Query { filters, limit_max } = query;
-        let events = self.recent.answer(filters, *limit_max, snapshot, now.unix_s)?;
-        let events = events.into_iter().map(Event::json).collect();
+        let looks_max = LOOKS_MAX.min(self.recall_looks);
+        let mut looks = looks_max;
+        let events = self.recent.answer(filters, *limit_max, (snapshot, now.unix_s), &mut looks);
+        let events: Option<Vec<_>> =
+            events.map(|events| events.into_iter().map(Event::json).collect());
+        let looked = looks_max - looks;
+        self.recall_looks -= looked;
+        // Where nothing comes of it, the query goes on in the store, which charges it; and few of a connection do
+        // so at once.
+        let events = events?;
+        let examined = (looked / LOOKS_PER_ENTRY) as u64;
         self.counters.scans_recalled += 1;
-        Some(Chunk { snapshot, events, done: true, ..Chunk::default() })
+        Some(Chunk { snapshot, events, examined, done: true, ..Chunk::default() })
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict, durable_us: u64) {

@@ -113,8 +113,10 @@ impl SearchIndex {
         let text = filter.search.as_deref().unwrap_or_default();
         let mut analyzer = self.index.tokenizer_for_field(self.fields.text)?;
         let mut musts: Vec<Box<dyn Query>> = Vec::new();
+        let mut left = WORDS_MAX;
         for phrase in text::phrases(text) {
-            let words = words(&mut analyzer, phrase, WORDS_MAX.saturating_sub(musts.len()));
+            let words = words(&mut analyzer, phrase, left);
+            left -= words.len();
             let terms: Vec<Term> =
                 words.iter().map(|word| Term::from_field_text(self.fields.text, word)).collect();
             match &terms[..] {
@@ -157,16 +159,11 @@ impl SearchIndex {
 }
 
 impl Search for SearchIndex {
-    fn search(
-        &self,
-        filter: &Filter,
-        skip: usize,
-        most: usize,
-    ) -> Result<Vec<Sequence>, StoreError> {
+    fn search(&self, filter: &Filter, most: usize) -> Result<Vec<Sequence>, StoreError> {
         let found = || {
             let query = self.query(filter)?;
             let searcher = self.reader.searcher();
-            let best = TopDocs::with_limit(most.max(1)).and_offset(skip).order_by_score();
+            let best = TopDocs::with_limit(most.max(1)).order_by_score();
             let mut sequences = Vec::with_capacity(most);
             for (_, at) in searcher.search(&*query, &best)? {
                 let columns = searcher.segment_reader(at.segment_ord).fast_fields();

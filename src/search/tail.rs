@@ -137,7 +137,8 @@ impl Tail {
 struct State {
     store: Store,
     index: SearchIndex,
-    writer: IndexWriter,
+    /// None after a failure, until there is another.
+    writer: Option<IndexWriter>,
     shared: Arc<Shared>,
     woken: flume::Receiver<()>,
     /// The store that is indexed.
@@ -163,7 +164,7 @@ impl State {
         shared: Arc<Shared>,
         woken: flume::Receiver<()>,
     ) -> Result<Self, TantivyError> {
-        let writer = index.index.writer_with_num_threads(1, WRITER_BYTES)?;
+        let writer = Some(open_writer(&index)?);
         let store_name = store.fingerprint().map_err(|error| {
             TantivyError::InternalError(format!("the store cannot be read: {error}"))
         })?;
@@ -190,9 +191,10 @@ impl State {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!(%error, "the search index is not kept up: it is tried again");
                     }
-                    // What was not committed is taken in again. Where this fails too, so does what follows.
+                    // What was not committed is taken in again, and taken out.
                     begun = false;
-                    let _ = self.writer.rollback();
+                    self.writer = None;
+                    self.shared.sweep.store(true, Relaxed);
                     self.rest(RETRY_AFTER);
                     continue;
                 }
@@ -206,6 +208,10 @@ impl State {
         {
             tracing::warn!(%error, "the search index ends behind the store: it catches up later");
         }
+    }
+
+    fn writer(&mut self) -> Result<&mut IndexWriter, TantivyError> {
+        self.writer.as_mut().ok_or_else(no_writer)
     }
 
     fn is_stopping(&self) -> bool {
@@ -222,6 +228,9 @@ impl State {
 
     /// Goes on where the index was left, or from the beginning where it is another store's.
     fn begin(&mut self) -> Result<(), Failure> {
+        if self.writer.is_none() {
+            self.writer = Some(open_writer(&self.index)?);
+        }
         let noted = self.index.index.load_metas()?.payload;
         let noted = noted.as_deref().and_then(|text| text.split_once(' '));
         let numbers = |(name, last): (&str, &str)| -> Option<(u64, Sequence)> {
@@ -235,7 +244,7 @@ impl State {
                 if noted.is_some() {
                     tracing::info!("the search index is of another store: it is made anew");
                 }
-                self.writer.delete_all_documents()?;
+                self.writer()?.delete_all_documents()?;
                 0
             }
         };
@@ -247,7 +256,7 @@ impl State {
         let mut committed = Instant::now();
         loop {
             let before = self.last;
-            let (writer, index) = (&self.writer, &self.index);
+            let (writer, index) = (self.writer.as_ref().ok_or_else(no_writer)?, &self.index);
             let mut added = Ok(());
             self.last = self.store.events_after(self.last, CHUNK_EVENTS, |sequence, event| {
                 if let Some(document) = document(&index.fields, sequence, event)
@@ -290,13 +299,16 @@ impl State {
 
     fn delete(&mut self, sequence: Sequence) {
         let term = Term::from_field_u64(self.index.fields.sequence, sequence);
-        self.writer.delete_term(term);
-        self.dirty = true;
+        if let Some(writer) = &self.writer {
+            writer.delete_term(term);
+            self.dirty = true;
+        }
     }
 
     fn commit(&mut self) -> Result<(), Failure> {
-        let mut commit = self.writer.prepare_commit()?;
-        commit.set_payload(&format!("{} {}", self.store_name, self.last));
+        let payload = format!("{} {}", self.store_name, self.last);
+        let mut commit = self.writer()?.prepare_commit()?;
+        commit.set_payload(&payload);
         commit.commit()?;
         self.index.reader.reload()?;
         self.dirty = false;
@@ -325,6 +337,14 @@ impl State {
         }
         Ok(())
     }
+}
+
+fn open_writer(index: &SearchIndex) -> Result<IndexWriter, TantivyError> {
+    index.index.writer_with_num_threads(1, WRITER_BYTES)
+}
+
+fn no_writer() -> TantivyError {
+    TantivyError::InternalError("nothing is written after a failure".into())
 }
 
 /// Where the index of a data directory lies.

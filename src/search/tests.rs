@@ -55,8 +55,7 @@ impl Searched {
     }
 
     fn find(&self, filter: &Filter) -> Vec<u8> {
-        let slices =
-            SliceBudget { entries: 3, bytes: 1 << 20, events: 2, time: std::time::Duration::MAX };
+        let slices = SliceBudget { entries: 3, bytes: 1 << 20, events: 2, time: Duration::MAX };
         scan_ids(&self.store, std::slice::from_ref(filter), 500, &slices, 50)
             .iter()
             .map(|id| id[0])
@@ -118,7 +117,7 @@ fn what_is_gone_is_not_served_and_then_not_found() {
     searched.apply(&[request]);
     searched.wait(4);
     assert_eq!(searched.find(&searching("quick")), [3]);
-    let erased = vec![Erased { sequence: 1, created_at: 10 }];
+    let erased = vec![Erased { sequence: 1, created_at: 10, id: [1; 8] }];
     searched.sink.publish(&Arc::new(CommitBatch { erased, ..CommitBatch::default() }));
     searched.wait(3);
     searched.close();
@@ -169,7 +168,8 @@ fn too_much_that_is_erased_at_once_is_swept() {
     searched.apply(&some_notes());
     searched.wait(4);
     store.erase(&[1, 2], &mut |_| ()).unwrap();
-    let erased = (0..=tail::ERASED_MAX as u64).map(|n| Erased { sequence: n, created_at: 1 });
+    let erased =
+        (0..=tail::ERASED_MAX as u64).map(|n| Erased { sequence: n, created_at: 1, id: [0; 8] });
     let batch = CommitBatch { erased: erased.collect(), ..CommitBatch::default() };
     searched.sink.publish(&Arc::new(batch));
     searched.wait(2);

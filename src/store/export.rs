@@ -18,6 +18,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Entries examined before the transaction is dropped.
 const CHUNK_ENTRIES: usize = 10_000;
 
+/// Entries looked at for the newest events, of those asked for.
+const HIDDEN_FACTOR: usize = 4;
+
 /// Which events are exported, in which order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExportRange {
@@ -78,7 +81,8 @@ impl Store {
 }
 
 impl Store {
-    /// The newest visible events: `events_max` at most, whose records have `bytes_max` bytes at most.
+    /// The newest visible events: `events_max` at most, whose records have `bytes_max` bytes at most. Fewer
+    /// where many hidden ones lie between them, or a record is damaged.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -90,17 +94,26 @@ impl Store {
     ) -> Result<Newest, StoreError> {
         let environment = self.environment()?;
         let txn = environment.env.read_txn()?;
-        let mut newest = Newest { are_all: true, ..Newest::default() };
+        let mut newest = Newest::default();
         let mut bytes = 0;
-        for entry in environment.tables.time.iter(&txn)? {
-            let sequence = suffix_of(entry?.0)?.seq();
-            let event = environment.indexed(&txn, sequence)?;
-            if !visible::is_visible(&environment, &txn, event, now)? {
+        for (looked_at, entry) in environment.tables.time.iter(&txn)?.enumerate() {
+            let suffix = suffix_of(entry?.0)?;
+            let sequence = suffix.seq();
+            let event = match environment.indexed(&txn, sequence) {
+                Err(error @ StoreError::Damaged(_)) => {
+                    tracing::error!(%error, "the newest events are read up to there");
+                    newest.rest = Some(suffix.parts());
+                    break;
+                }
+                event => event?,
+            };
+            let is_hidden = !visible::is_visible(&environment, &txn, event, now)?;
+            if is_hidden && looked_at < HIDDEN_FACTOR * events_max {
                 continue;
             }
             bytes += event.record().len();
-            if newest.events.len() == events_max || bytes > bytes_max {
-                newest.are_all = false;
+            if is_hidden || newest.events.len() == events_max || bytes > bytes_max {
+                newest.rest = Some(suffix.parts());
                 break;
             }
             let record = Bytes::copy_from_slice(event.record());

@@ -7,30 +7,22 @@ use heed::RoTxn;
 use super::environment::Environment;
 use super::error::StoreError;
 use super::scan::{Scan, SliceBudget};
-use super::visible;
+use super::{Store, visible};
 use crate::nostr::Filter;
 use crate::relay::ports::{Chunk, Sequence};
 
 /// Full-text search beside the store.
 pub trait Search: Send + Sync {
-    /// Events whose text has what the filter searches for, best first: `most` of them at most, without the
-    /// first `skip`. What else the filter asks for may narrow them; whoever asks looks at the events.
+    /// Events whose text has what the filter searches for, best first: `most` of them at most. What else the
+    /// filter asks for may narrow them; whoever asks looks at the events.
     ///
     /// # Errors
     /// [`StoreError::Search`].
-    fn search(
-        &self,
-        filter: &Filter,
-        skip: usize,
-        most: usize,
-    ) -> Result<Vec<Sequence>, StoreError>;
+    fn search(&self, filter: &Filter, most: usize) -> Result<Vec<Sequence>, StoreError>;
 }
 
-/// Hits asked for at once.
-const PAGE: usize = 500;
-
-/// Hits looked at in all: each page finds those before it once more.
-const HITS_MAX: usize = 10 * PAGE;
+/// Hits looked at. All are asked for at once: the index moves on, and a second part would not fit the first.
+const HITS_MAX: usize = 5_000;
 
 /// A search, and how far its result has been handed out.
 #[derive(Debug)]
@@ -38,37 +30,38 @@ pub(super) struct Ranked {
     pub filter: Filter,
     /// Events it may still yield.
     pub left: u64,
-    /// Hits asked for so far, and those that have not been looked at.
-    pub asked: usize,
-    pub hits: VecDeque<Sequence>,
+    /// Hits that have not been looked at, once they are asked for.
+    pub hits: Option<VecDeque<Sequence>>,
 }
 
 impl Scan {
+    /// Asks for the hits, before a transaction is there to hold pages meanwhile.
+    pub(super) fn find_hits(&mut self, store: &Store) -> Result<(), StoreError> {
+        if let Some(ranked @ Ranked { hits: None, .. }) = &mut self.ranked {
+            let hits = store.search()?.search(&ranked.filter, HITS_MAX)?;
+            // The index walks more than it finds; how much more, it does not tell.
+            self.examined += 1 + hits.len() as u64;
+            ranked.hits = Some(hits.into());
+        }
+        Ok(())
+    }
+
     /// Goes on by one slice of a search.
     pub(super) fn ranked_slice(
         &mut self,
         mut ranked: Ranked,
-        search: &dyn Search,
         (environment, txn): (&Environment, &RoTxn<'_>),
         budget: &SliceBudget,
         now: u64,
     ) -> Result<Chunk, StoreError> {
         let snapshot = self.begin_snapshot(environment, txn)?;
+        let mut hits = ranked.hits.take().unwrap_or_default();
         let mut events = Vec::new();
         let (mut left, mut bytes, mut done) = (budget.entries.max(1), 0, false);
         while left > 0 && !done {
-            let Some(sequence) = ranked.hits.pop_front() else {
-                let page = PAGE.min(HITS_MAX - ranked.asked);
-                let found = match page {
-                    0 => Vec::new(),
-                    _ => search.search(&ranked.filter, ranked.asked, page)?,
-                };
-                // The index walks about as many entries as the store would to find them.
-                self.examined += (page + found.len()) as u64;
-                ranked.asked += found.len();
-                done = found.is_empty();
-                ranked.hits = found.into();
-                continue;
+            let Some(sequence) = hits.pop_front() else {
+                done = true;
+                break;
             };
             (left, self.examined) = (left - 1, self.examined + 1);
             let event = match environment.event(txn, sequence)? {
@@ -83,7 +76,7 @@ impl Scan {
             let fits = events.is_empty()
                 || events.len() < budget.events && bytes + json.len() <= budget.bytes;
             if !fits {
-                ranked.hits.push_front(sequence);
+                hits.push_front(sequence);
                 break;
             }
             bytes += json.len();
@@ -91,7 +84,9 @@ impl Scan {
             ranked.left -= 1;
             done = ranked.left == 0;
         }
+        done |= hits.is_empty();
         if !done {
+            ranked.hits = Some(hits);
             self.ranked = Some(ranked);
         }
         Ok(Chunk { snapshot, events, done, ..Chunk::default() })

@@ -19,8 +19,8 @@
 //! they follow each other in the merge.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
-use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -149,7 +149,7 @@ impl Scan {
                 continue;
             }
             if filter.search.is_some() {
-                scan.ranked = Some(Ranked { filter, left, asked: 0, hits: VecDeque::new() });
+                scan.ranked = Some(Ranked { filter, left, hits: None });
                 continue;
             }
             let ids = filter.ids.as_ref().map(|_| Ids::default());
@@ -177,13 +177,12 @@ impl Scan {
         budget: &SliceBudget,
         now: u64,
     ) -> Result<Chunk, StoreError> {
+        let before = self.examined;
+        self.find_hits(store)?;
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
-        let before = self.examined;
         if let Some(ranked) = self.ranked.take() {
-            let search = store.search()?;
-            let mut chunk =
-                self.ranked_slice(ranked, search, (&*environment, &txn), budget, now)?;
+            let mut chunk = self.ranked_slice(ranked, (&*environment, &txn), budget, now)?;
             chunk.examined = self.examined - before;
             return Ok(chunk);
         }

@@ -107,6 +107,14 @@ impl Suffix {
         key.last_chunk().copied().map(Self)
     }
 
+    /// `created_at`, the first bytes of the id, and the sequence number.
+    pub fn parts(&self) -> (u64, [u8; 8], Sequence) {
+        let mut inverted = [0; 8];
+        inverted[3..].copy_from_slice(&self.0[..5]);
+        let id = *self.0[5..].first_chunk().expect("8 bytes before the last 6");
+        (CREATED_AT_MAX - u64::from_be_bytes(inverted), id, self.seq())
+    }
+
     pub fn seq(&self) -> Sequence {
         long(*self.0.last_chunk().expect("19 bytes end in 6"))
     }

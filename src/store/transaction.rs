@@ -3,6 +3,8 @@
 //! Index entries of new events are held back and put in key order just before the commit; what a
 //! later event of the same batch must see (`event`, `id`, `replace`, tombstones) is put at once.
 
+use std::cmp::Reverse;
+
 use heed::{PutFlags, RwTxn};
 
 use super::environment::{Environment, Table, number, sequence};
@@ -68,6 +70,8 @@ impl<'e> Transaction<'e> {
     /// leaves some of the map to those that erase.
     pub fn commit(mut self) -> Result<Gone, StoreError> {
         self.gone.erased.sort_unstable();
+        self.gone.vanished.sort_unstable_by_key(|v| (v.pubkey, Reverse(v.up_to)));
+        self.gone.vanished.dedup_by_key(|v| v.pubkey);
         self.put_held_back()?;
         if self.last_sequence != self.last_before {
             let last = self.last_sequence.to_be_bytes();
@@ -144,7 +148,11 @@ impl<'e> Transaction<'e> {
         let tables = &self.environment.tables;
         tables.event.delete(&mut self.txn, &seq.to_be_bytes())?;
         self.delete_id(view.id(), seq)?;
-        self.gone.erased.push(Erased { sequence: seq, created_at: view.created_at() });
+        self.gone.erased.push(Erased {
+            sequence: seq,
+            created_at: view.created_at(),
+            id: *view.id().first_chunk().expect("an id is longer"),
+        });
         if seq <= self.last_before {
             self.delete_index_entries(view, seq)?;
         }

@@ -434,8 +434,12 @@ fn a_search_loses_its_extensions_and_is_its_filters_own() {
     let req = |search: &str| read(&json!(["REQ", "s", {"search": search}]).to_string());
     assert_eq!(req("best  apps"), Ok(Some("best apps".into())));
     assert_eq!(req("apps include:spam language:en"), Ok(Some("apps".into())));
-    assert_eq!(req("https://relay.example :) a:"), Ok(Some("https://relay.example :)".into())));
+    let kept = "https://relay.example :) a:";
+    assert_eq!(req(kept), Ok(Some(kept.into())));
     assert_eq!(req("domain:example.com"), Ok(None));
+    assert_eq!(req("nostr:npub1x at 12:30"), Ok(Some("nostr:npub1x at 12:30".into())));
+    let quoted = r#"in "see ref:abc here" language:en"#;
+    assert_eq!(req(quoted), Ok(Some(r#"in "see ref:abc here""#.into())));
     assert_eq!(req(""), Ok(None));
     assert!(read(r#"["REQ","s",{"search":7}]"#).unwrap_err().starts_with("invalid: "));
     let two = read(r#"["REQ","s",{"kinds":[1]},{"search":"x"}]"#);

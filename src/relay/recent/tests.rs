@@ -92,7 +92,8 @@ impl Everything {
             if let Some((event, there @ true)) = self.0.get_mut(*at) {
                 *there = false;
                 let created_at = event.view().created_at();
-                batch.erased.push(Erased { sequence: *at as u64 + 1, created_at });
+                let id = *event.view().id().first_chunk().unwrap();
+                batch.erased.push(Erased { sequence: *at as u64 + 1, created_at, id });
             }
         }
         batch.erased.sort_unstable();
@@ -147,10 +148,13 @@ proptest! {
         let mut everything = Everything::default();
         before.iter().for_each(|step| drop(everything.commit(step)));
         let mut newest = everything.sorted();
-        let are_all = newest.len() <= usize::from(events_max);
+        let rest = newest.get(usize::from(events_max)).map(|(sequence, event)| {
+            let view = event.view();
+            (view.created_at(), *view.id().first_chunk().unwrap(), *sequence)
+        });
         newest.truncate(events_max.into());
         let mut recent = Recent::new(events_max, bytes_max);
-        recent.begin(&Newest { events: newest, are_all });
+        recent.begin(&Newest { events: newest, rest });
         for (step, filters, back) in &after {
             let batch = everything.commit(step);
             recent.forget(&batch);
@@ -160,7 +164,7 @@ proptest! {
             let (events, bytes) = recent.held();
             prop_assert!(events <= usize::from(events_max) && bytes <= bytes_max as usize);
             let last = batch.last_sequence.saturating_sub(*back);
-            let answer = recent.answer(filters, limit_max, last, 52);
+            let answer = recent.answer(filters, limit_max, (last, 52), &mut LOOKS_MAX.clone());
             let expected = everything.result(filters, limit_max, last, 52);
             if let Some(answer) = &answer {
                 prop_assert!(answer.iter().copied().eq(&expected), "{answer:?} {expected:?}");
@@ -180,7 +184,9 @@ fn filled(events_max: u16, count: u64) -> Recent {
 }
 
 fn answers(recent: &Recent, filter: &Filter) -> Option<usize> {
-    recent.answer(std::slice::from_ref(filter), 500, u64::MAX, 0).map(|events| events.len())
+    let filters = std::slice::from_ref(filter);
+    let answer = recent.answer(filters, 500, (u64::MAX, 0), &mut LOOKS_MAX.clone());
+    answer.map(|events| events.len())
 }
 
 #[test]
@@ -199,42 +205,115 @@ fn a_query_that_reaches_below_the_floor_is_not_answered() {
     assert_eq!(of(Filter { authors: Some(vec![key(2)]), ..wanting(1) }), None);
 }
 
-#[test]
-fn nothing_takes_long_or_holds_much() {
-    let recent = filled(u16::MAX - 500, 2_000);
-    let stranger = Filter { authors: Some(vec![key(1)]), ..Filter::default() };
-    // Alike in what is looked at first, and nothing else says that they are others.
-    assert_eq!(answers(&recent, &stranger), None);
-    let many: Vec<[u8; 32]> = (0..1 << 12)
-        .map(|n: u16| {
-            let mut key = [9; 32];
-            key[..2].copy_from_slice(&n.to_be_bytes());
-            key
-        })
-        .collect();
-    let crowd = Filter { authors: Some(many), ..Filter::default() };
-    assert_eq!(answers(&recent, &crowd), Some(0));
-    let filters = vec![crowd; 4];
-    assert!(recent.answer(&filters, 500, u64::MAX, 0).is_none(), "one of them would do");
-    let most = Filter { limit: Some(ANSWER_EVENTS_MAX as u64), ..Filter::default() };
-    assert!(answers(&recent, &most).is_none_or(|count| count <= ANSWER_EVENTS_MAX));
-    assert!(recent.answer(&[Filter::default()], 5_000, u64::MAX, 0).is_none(), "too many");
+/// What an answer costs, in looks, and whether there is one.
+fn looks(recent: &Recent, filters: &[Filter]) -> (usize, bool) {
+    let mut looks = LOOKS_MAX;
+    let answer = recent.answer(filters, 5_000, (u64::MAX, 0), &mut looks);
+    (LOOKS_MAX - looks, answer.is_some())
 }
 
 #[test]
-fn where_gift_wraps_are_many_a_vanish_lets_all_go() {
-    let mut recent = Recent::new(5_000, 1 << 20);
-    let none = CommitBatch::default();
-    for sequence in 1..=u64::from(WRAPS_MAX) + 1 {
-        recent.keep(sequence, &event(sequence, (0, 1059, sequence, 1)), &none);
+fn nothing_takes_long_or_holds_much() {
+    let recent = filled(u16::MAX - 500, 8_000);
+    // Alike in what is looked at first, and nothing else says that they are others.
+    let stranger = Filter { authors: Some(vec![key(1)]), ..Filter::default() };
+    assert_eq!(looks(&recent, std::slice::from_ref(&stranger)), (LOOKS_MAX, false));
+    let nobody = Filter { authors: Some(vec![[9; 32]]), ..stranger };
+    assert_eq!(looks(&recent, &[nobody]), (0, true), "of whom nothing is counted");
+    let many = |n: u16| {
+        let mut key = [9; 32];
+        key[..2].copy_from_slice(&n.to_be_bytes());
+        key
+    };
+    let crowd = Filter { authors: Some((0..1 << 12).map(many).collect()), ..Filter::default() };
+    assert_eq!(looks(&filled(9_000, 4_000), std::slice::from_ref(&crowd)), (13 * 4_000, true));
+    assert_eq!(looks(&recent, &[crowd]), (LOOKS_MAX, false));
+    assert!(!looks(&recent, &[Filter::default()]).1, "more than one answer holds");
+    let most = Filter { limit: Some(ANSWER_EVENTS_MAX as u64), ..Filter::default() };
+    assert!(looks(&recent, &[most]).1);
+}
+
+#[test]
+fn tags_that_are_looked_at_cost_as_much_as_they_are_long() {
+    let mut recent = Recent::new(5_000, 1 << 28);
+    for sequence in 1..=100 {
+        recent.keep(sequence, &wrap(sequence, 1_000), &CommitBatch::default());
     }
-    let vanished = vec![Vanished { pubkey: key(2), up_to: 5 }];
+    let wanted = vec![TagRef::Hex(&key(9)).to_owned()];
+    let asked = Filter { tags: vec![(b'p', wanted)], ..Filter::default() };
+    let (spent, is_answered) = looks(&recent, &[asked]);
+    assert_eq!((spent, is_answered), (LOOKS_MAX, false));
+}
+
+/// A gift wrap to so many keys.
+fn wrap(number: u64, recipients: u64) -> Event {
+    let mut packed_tags = Vec::new();
+    for n in 0..recipients {
+        let mut key = [7; 32];
+        key[..8].copy_from_slice(&n.to_be_bytes());
+        tag::pack(&mut packed_tags, b'p', &faster_hex::hex_string(&key));
+    }
+    let mut id: Id = [0xff; 32];
+    id[..8].copy_from_slice(&(u64::MAX - number).to_be_bytes());
+    Event::build(&Fields {
+        id,
+        pubkey: [3; 32],
+        created_at: number,
+        expiration: None,
+        kind: Kind::GIFT_WRAP,
+        protected: false,
+        packed_tags: &packed_tags,
+        json: b"{}",
+    })
+}
+
+#[test]
+fn where_gift_wraps_are_long_a_vanish_lets_all_go_that_may_be_gone() {
+    let mut recent = Recent::new(5_000, 1 << 28);
+    let none = CommitBatch::default();
+    for sequence in 1..=90 {
+        recent.keep(sequence, &wrap(sequence, 100), &none);
+    }
+    let vanished = vec![Vanished { pubkey: key(2), up_to: 80 }];
+    recent.forget(&CommitBatch { vanished: vanished.clone(), ..CommitBatch::default() });
+    assert_eq!(recent.held().0, 10, "what is later than any of it stays");
+    let wanting = |limit| Filter { limit: Some(limit), ..Filter::default() };
+    assert_eq!((answers(&recent, &wanting(10)), answers(&recent, &wanting(11))), (Some(10), None));
     recent.forget(&CommitBatch { vanished, ..CommitBatch::default() });
-    assert_eq!(recent.held(), (0, 0));
-    let newest = u64::from(WRAPS_MAX) + 1;
-    recent.keep(newest + 1, &event(newest + 1, (0, 1, newest + 1, 0)), &none);
-    let one = Filter { limit: Some(1), ..Filter::default() };
-    assert_eq!((answers(&recent, &one), recent.held().0), (Some(1), 1));
-    let two = Filter { limit: Some(2), ..Filter::default() };
-    assert_eq!(answers(&recent, &two), None);
+    assert_eq!(recent.held().0, 10, "few are looked into");
+    recent.keep(91, &event(91, (0, 1, 85, 0)), &none);
+    assert_eq!(answers(&recent, &wanting(11)), Some(11));
+}
+
+#[test]
+fn many_that_go_at_once_go_together() {
+    let mut recent = filled(5_000, 1_000);
+    let erased = (1..=1_000).filter(|n| n % 2 == 0).map(|n| {
+        let id = *event(n, (0, 1, n, 0)).view().id().first_chunk().unwrap();
+        Erased { sequence: n, created_at: n, id }
+    });
+    let erased: Vec<_> = erased.collect();
+    recent.forget(&CommitBatch { erased: erased.clone(), ..CommitBatch::default() });
+    assert_eq!(recent.held().0, 500);
+    let odd = recent.answer(&[Filter::default()], 500, (u64::MAX, 0), &mut LOOKS_MAX.clone());
+    let seconds = odd.unwrap().iter().map(|event| event.view().created_at()).collect::<Vec<_>>();
+    assert!(seconds.iter().copied().eq((0..500).map(|n| 999 - 2 * n)));
+    recent.forget(&CommitBatch { erased, ..CommitBatch::default() });
+    assert_eq!(recent.held().0, 500, "they are gone already");
+}
+
+/// An event that is larger than all that may be kept is the floor, and what comes after it is kept.
+#[test]
+fn what_is_too_large_to_be_kept_is_in_nobodys_way() {
+    let mut recent = Recent::new(10, 1_000);
+    let first = wrap(5, 100);
+    let id = *first.view().id().first_chunk().unwrap();
+    recent.begin(&Newest { events: Vec::new(), rest: Some((5, id, 1)) });
+    recent.keep(2, &event(2, (0, 1, 6, 0)), &CommitBatch::default());
+    assert_eq!(answers(&recent, &Filter { since: Some(6), ..Filter::default() }), Some(1));
+    recent.keep(3, &wrap(7, 100), &CommitBatch::default());
+    assert_eq!(recent.held().0, 0);
+    recent.keep(4, &event(4, (0, 1, 8, 0)), &CommitBatch::default());
+    assert_eq!(answers(&recent, &Filter { since: Some(8), ..Filter::default() }), Some(1));
+    assert_eq!(answers(&recent, &Filter { since: Some(7), ..Filter::default() }), None);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use negentropy::{Id as RecordId, Negentropy, NegentropyStorageBase, NegentropyStorageVector};
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::scan::{build, filter, specs};
 use crate::nostr::Filter;
@@ -85,7 +86,7 @@ proptest! {
         frame_bytes_max in prop::sample::select(&[0, 4_096, 10_000_u64][..]),
     ) {
         let events: Vec<_> =
-            (0..).zip(&divided).map(|(n, (at, _))| event(id((n % 5) as u8, n), 1, 1, *at, &[])).collect();
+            (0..).zip(&divided).map(|(n, (at, _))| event(Sha256::digest(u32::to_be_bytes(n)).into(), 1, 1, *at, &[])).collect();
         let side = |bit: u8| -> Vec<Event> {
             let both = events.iter().zip(&divided);
             both.filter(|(_, (_, sides))| sides & bit != 0).map(|(e, _)| e.clone()).collect()

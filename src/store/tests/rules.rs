@@ -104,7 +104,7 @@ fn follow(recent: &mut Recent, batch: &CommitBatch) {
 
 /// The ids of the newest events, if these are all among those at hand.
 fn recalled(recent: &Recent, limit: u64, now: u64) -> Option<Vec<Id>> {
-    let events = recent.answer(&[Filter::default()], limit, u64::MAX, now)?;
+    let events = recent.answer(&[Filter::default()], limit, (u64::MAX, now), &mut 100_000)?;
     Some(events.into_iter().map(|event| *event.view().id()).collect())
 }
 

@@ -245,7 +245,10 @@ fn what_is_erased_at_somebodys_word_is_published_between_two_commits() {
     let (stored, erased): (Vec<_>, Vec<_>) = batches.iter().map(told).unzip();
     assert_eq!(stored.concat(), [1, 2, 3]);
     let erasure = erased.iter().position(|erased| !erased.is_empty()).unwrap();
-    assert_eq!(erased.concat(), [Erased { sequence: 2, created_at: 100 }]);
+    assert_eq!(
+        erased.concat(),
+        [Erased { sequence: 2, created_at: 100, id: [1, 1, 1, 1, 0, 0, 0, 2] }]
+    );
     assert_eq!(batches[erasure].last_sequence, 2, "after what it names, before what follows");
     assert_eq!(store.info().unwrap().events, 2);
     assert_sound(&store);
