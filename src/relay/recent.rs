@@ -12,12 +12,13 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::ports::{CommitBatch, Erased, Newest, Sequence, Vanished};
+use super::ports::{Chunk, CommitBatch, Erased, Newest, Query, ScanKey, Sequence, Vanished};
+use super::shard::{Now, Shard};
 use crate::nostr::event::{Event, EventView, Kind, Pubkey};
 use crate::nostr::{Filter, TagRef};
 
 /// Looks one query may take: a few nanoseconds each, some 150 µs together.
-pub const LOOKS_MAX: usize = 1 << 16;
+const LOOKS_MAX: usize = 1 << 16;
 
 /// Looks that finding the next event of an author or kind takes beside the distance, that an event takes, and
 /// that a byte of its tags takes of which a filter asks for some.
@@ -26,10 +27,10 @@ const EVENT_LOOKS: usize = 16;
 const TAG_BYTES_PER_LOOK: usize = 8;
 
 /// Looks of all queries in one turn of the shard; further ones are the store's.
-pub const LOOKS_PER_TURN: usize = 1 << 18;
+pub(super) const LOOKS_PER_TURN: usize = 1 << 18;
 
 /// So many looks cost a connection as much as an index entry of the store.
-pub const LOOKS_PER_ENTRY: usize = 4;
+const LOOKS_PER_ENTRY: usize = 4;
 
 /// Values of a column that are compared in about the time of one look.
 const COMPARED_AT_ONCE: usize = 16;
@@ -374,6 +375,28 @@ impl Recent {
             end += 1;
         }
         self.raise_floor(end);
+    }
+}
+
+impl Shard {
+    /// The whole result of a stored query, from the newest events; `None` when it is the store's to give.
+    /// The answer goes to [`Shard::handle_chunk`].
+    pub fn recall(&mut self, scan: ScanKey, query: &Query, now: Now) -> Option<Chunk> {
+        let snapshot = self.filed_at(scan)?;
+        let Query { filters, limit_max } = query;
+        let looks_max = LOOKS_MAX.min(self.recall_looks);
+        let mut looks = looks_max;
+        let events = self.recent.answer(filters, *limit_max, (snapshot, now.unix_s), &mut looks);
+        let events: Option<Vec<_>> =
+            events.map(|events| events.into_iter().map(Event::json).collect());
+        let looked = looks_max - looks;
+        self.recall_looks -= looked;
+        // Where nothing comes of it, the query goes on in the store, which charges it; and few of a connection do
+        // so at once.
+        let events = events?;
+        let examined = (looked / LOOKS_PER_ENTRY) as u64;
+        self.counters.scans_recalled += 1;
+        Some(Chunk { snapshot, events, examined, done: true, ..Chunk::default() })
     }
 }
 

@@ -23,10 +23,9 @@ use super::counts::Count;
 use super::limits::Limits;
 use super::planted::{Bug, planted};
 use super::ports::{
-    Chunk, CommitBatch, Counting, Newest, Origin, Query, ScanKey, Sequence, Submission, Ticket,
-    Verdict,
+    CommitBatch, Counting, Newest, Origin, Query, ScanKey, Sequence, Submission, Ticket, Verdict,
 };
-use super::recent::{LOOKS_MAX, LOOKS_PER_ENTRY, LOOKS_PER_TURN, Recent};
+use super::recent::{LOOKS_PER_TURN, Recent};
 use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Pending, Phase, Session, Subscription,
 };
@@ -174,7 +173,7 @@ pub struct Shard {
     pub(super) last_sequence: Sequence,
     pub(super) recent: Recent,
     /// What looking there may still cost in this turn.
-    recall_looks: usize,
+    pub(super) recall_looks: usize,
     pub(super) stopping: bool,
     pub(super) live_bytes: LiveBytes,
     pub(super) tide: Tide,
@@ -449,26 +448,6 @@ impl Shard {
             self.last_sequence = self.last_sequence.max(batch.last_sequence);
         }
         next
-    }
-
-    /// The whole result of a stored query, from the newest events; `None` when it is the store's to give.
-    /// The answer goes to [`Shard::handle_chunk`].
-    pub fn recall(&mut self, scan: ScanKey, query: &Query, now: Now) -> Option<Chunk> {
-        let snapshot = self.filed_at(scan)?;
-        let Query { filters, limit_max } = query;
-        let looks_max = LOOKS_MAX.min(self.recall_looks);
-        let mut looks = looks_max;
-        let events = self.recent.answer(filters, *limit_max, (snapshot, now.unix_s), &mut looks);
-        let events: Option<Vec<_>> =
-            events.map(|events| events.into_iter().map(Event::json).collect());
-        let looked = looks_max - looks;
-        self.recall_looks -= looked;
-        // Where nothing comes of it, the query goes on in the store, which charges it; and few of a connection do
-        // so at once.
-        let events = events?;
-        let examined = (looked / LOOKS_PER_ENTRY) as u64;
-        self.counters.scans_recalled += 1;
-        Some(Chunk { snapshot, events, examined, done: true, ..Chunk::default() })
     }
 
     fn handle_verdict(&mut self, ticket: Ticket, verdict: &Verdict, durable_us: u64) {
