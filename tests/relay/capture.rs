@@ -19,6 +19,8 @@ fn what_was_said_can_be_replayed() {
         listener.req("s", &[Filter::default().authors([author.hex()])]);
         assert_eq!(listener.stored("s"), []);
     }
+    // A message has the time at which its shard's turn began: those of two turns at once have no order.
+    wait_until("their turns to be over", || server.counts().get("received_messages") == 3);
     let mut publisher = server.connect();
     let notes: Vec<_> = (0..10).map(|n| author.note(now(), &format!("\"{n}\"\n"))).collect();
     for note in &notes {

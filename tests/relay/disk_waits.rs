@@ -56,7 +56,10 @@ fn shards_wait_for_no_disk(backend: &str) {
         let after = threads(&server);
         let spent = |name: &str| -> Vec<Waits> {
             let named = after.iter().filter(|((known, _), _)| known.starts_with(name));
-            named.map(|(key, waits)| waits.since(before.get(key))).collect()
+            // glommio's helpers are called as the shard that began them, and come after it.
+            let first: BTreeMap<&str, _> =
+                named.rev().map(|(key, waits)| (key.0.as_str(), (key, waits))).collect();
+            first.into_values().map(|(key, waits)| waits.since(before.get(key))).collect()
         };
         let (shards, readers) = (spent("shard-"), spent("reader-"));
         eprintln!("shards {shards:?}, readers {readers:?}");
@@ -143,10 +146,8 @@ fn threads(server: &Server) -> BTreeMap<(String, u32), Waits> {
 
 /// Writes what the shards call to `file`, where strace is installed and allowed to.
 fn trace(server: &Server, file: &Path) -> Option<Child> {
-    let shards: Vec<u32> = threads(server)
-        .into_keys()
-        .filter_map(|(name, id)| name.starts_with("shard-").then_some(id))
-        .collect();
+    let named = threads(server).into_keys().rev().filter(|(name, _)| name.starts_with("shard-"));
+    let shards: Vec<u32> = named.collect::<BTreeMap<_, _>>().into_values().collect();
     let mut command = Command::new("strace");
     command.args(["-qq", "-y", "-e", CALLS, "-o"]).arg(file).stderr(Stdio::null());
     shards.iter().for_each(|id| {
