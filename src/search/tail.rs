@@ -57,7 +57,7 @@ struct Shared {
     stopping: AtomicBool,
 }
 
-/// What to wait on, from where an [`Erasures`] tells it.
+/// The thread, to be ended.
 pub struct Tail {
     erasures: Erasures,
     thread: JoinHandle<()>,
@@ -78,19 +78,13 @@ impl CommitSink for Erasures {
     }
 }
 
-/// The ends of what wakes the thread: the first goes to the store's writer when it starts, both to
-/// [`Tail::spawn`].
-#[must_use]
-pub fn channel() -> (Erasures, flume::Receiver<()>) {
-    let (wake, woken) = flume::bounded(1);
-    (Erasures { shared: Arc::default(), wake }, woken)
-}
-
 impl Tail {
-    /// As [`channel`].
+    /// The ends of what wakes the thread: the first goes to the store's writer when it starts, both to
+    /// [`Tail::spawn`].
     #[must_use]
     pub fn channel() -> (Erasures, flume::Receiver<()>) {
-        channel()
+        let (wake, woken) = flume::bounded(1);
+        (Erasures { shared: Arc::default(), wake }, woken)
     }
 
     /// Starts the thread.

@@ -10,7 +10,7 @@ const DATA: &str = "RHEOSTR_TEST_DATA";
 
 /// The process that [`Relay::start`] starts.
 #[test]
-#[ignore = "a relay, which the tests beside it start"]
+#[ignore = "a relay, which the_relay_counts_what_arrived and a_relay_that_counts_one_too_many_is_caught start"]
 fn rheostr() {
     let Ok(data) = std::env::var(DATA) else { return };
     let words = "rheostr --listen 127.0.0.1:0 --shards 2 --set admin.listen=127.0.0.1:0 --data";
