@@ -13,7 +13,7 @@ use rheostr::driver::bus::{self, FromThread};
 use rheostr::nostr::event::{Fields, Kind};
 use rheostr::nostr::{Event, Filter, MessageReader};
 use rheostr::relay::ports::{CommitBatch, Query, Submission, Ticket};
-use rheostr::store::{Options, RelayNames, SliceBudget, Store};
+use rheostr::store::{Options, SliceBudget, Store, Terms};
 use rheostr::wire::deflate::Inflater;
 use rheostr::wire::frame::unmask;
 use rheostr::wire::websocket::{Decoder, Item};
@@ -197,14 +197,14 @@ const COMMIT: usize = 100;
 fn storing(bench: &mut Bench) {
     let directory = tempfile::tempdir().expect("a directory");
     let store = Store::open(directory.path(), &Options::default()).expect("an empty store");
-    let names = RelayNames::default();
+    let terms = Terms::default();
     let mut next = 0;
     let mut commit = |store: &Store| {
         let ticket = Ticket { origin: 0, token: 0 };
         let batch: Vec<_> =
             (next..).take(COMMIT).map(|n| Submission { event: event(n), ticket }).collect();
         next += COMMIT as u64;
-        let committed = store.apply(&batch, NOW_S, &names).expect("it is stored");
+        let committed = store.apply(&batch, NOW_S, &terms).expect("it is stored");
         assert_eq!(committed.stored.len(), COMMIT);
     };
     bench.measure("store an event, 100 a commit", COMMIT, || commit(&store));

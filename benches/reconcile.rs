@@ -8,7 +8,7 @@ use negentropy::{Id, Negentropy, NegentropyStorageBase, NegentropyStorageVector}
 use rheostr::nostr::event::{Fields, Kind};
 use rheostr::nostr::{Event, Filter};
 use rheostr::relay::ports::{Submission, Ticket};
-use rheostr::store::{Gathered, Options, Records, RelayNames, SliceBudget, Store};
+use rheostr::store::{Gathered, Options, Records, SliceBudget, Store, Terms};
 use sha2::{Digest, Sha256};
 use support::Bench;
 
@@ -38,7 +38,7 @@ fn fill(store: &Store) {
     for first in (0..STORED as u64).step_by(1_000) {
         let batch: Vec<_> =
             (first..).take(1_000).map(|n| Submission { event: event(n), ticket }).collect();
-        store.apply(&batch, NOW_S, &RelayNames::default()).expect("it is stored");
+        store.apply(&batch, NOW_S, &Terms::default()).expect("it is stored");
     }
 }
 

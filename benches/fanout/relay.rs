@@ -17,7 +17,7 @@ use rheostr::nostr::event::{Fields, Kind};
 use rheostr::relay::ports::{CommitBatch, Newest, Sequence};
 use rheostr::relay::shard::SUBMISSIONS_MAX;
 use rheostr::relay::{Accept, Limits, Pages, Tuning};
-use rheostr::store::{Options, Readers, RelayNames, SliceBudget, Store, Writer, WriterOptions};
+use rheostr::store::{Options, Readers, SliceBudget, Store, Terms, Writer, WriterOptions};
 use tempfile::TempDir;
 
 use crate::clients::Clients;
@@ -93,7 +93,7 @@ fn start(backend: Choice, mesh: Mesh, sent: Arc<[AtomicU64; 2]>) -> (Relay, std:
     let store = Store::open(directory.path(), &Options::default()).expect("an empty store");
     let options = WriterOptions { queue_capacity: SUBMISSIONS_MAX, ..WriterOptions::default() };
     let writer =
-        Writer::spawn(store.clone(), options, RelayNames::default(), Vec::new(), Box::new(|_| ()))
+        Writer::spawn(store.clone(), options, Terms::default(), Vec::new(), Box::new(|_| ()))
             .expect("a thread");
     let slice =
         SliceBudget { entries: 256, bytes: 256 << 10, events: 256, time: std::time::Duration::MAX };

@@ -13,7 +13,7 @@ use heed::types::Bytes;
 use heed::{Database, Env, EnvOpenOptions};
 use rheostr::nostr::Event;
 use rheostr::relay::ports::{Submission, Ticket};
-use rheostr::store::{Info, Options, RelayNames, Store};
+use rheostr::store::{Info, Options, Store, Terms};
 
 use crate::events::{Shape, Stream};
 use crate::{directory, option, quartiles, value};
@@ -105,9 +105,9 @@ pub fn apply(store: &Store, events: &[Event], now_s: u64) -> u64 {
     let ticket = Ticket { origin: 0, token: 0 };
     let batch: Vec<Submission> =
         events.iter().map(|event| Submission { event: event.clone(), ticket }).collect();
-    let names = RelayNames::default();
+    let terms = Terms::default();
     let start = crate::cpu_ns();
-    let committed = store.apply(&batch, now_s, &names).expect("room");
+    let committed = store.apply(&batch, now_s, &terms).expect("room");
     let used = crate::cpu_ns() - start;
     assert_eq!(committed.verdicts.len(), events.len());
     used

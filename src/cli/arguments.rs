@@ -164,6 +164,10 @@ pub struct ExportArguments {
     /// Newest first
     #[arg(long)]
     pub reverse: bool,
+    /// Instead of what is stored, the archive of replaced versions (store.keep_replaced): by author, kind and
+    /// d, the oldest first
+    #[arg(long, conflicts_with = "reverse")]
+    pub replaced: bool,
     /// File to write; - is standard output
     #[arg(default_value = "-")]
     pub file: PathBuf,

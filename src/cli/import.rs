@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::nostr::Event;
 use crate::ops::admin::{CHUNK_EVENTS_MAX, Client, Import};
 use crate::relay::ports::{Submission, Ticket, Verdict};
-use crate::store::{RelayNames, Store, StoreError};
+use crate::store::{RelayNames, Store, StoreError, Terms};
 
 /// Rejected lines named one by one; the others are counted by reason.
 const REJECTED_NAMED_MAX: u64 = 20;
@@ -69,7 +69,7 @@ fn open(path: &Path) -> Result<(Box<dyn BufRead + Send>, Option<u64>), Failure> 
 /// What takes the events.
 enum Target {
     /// This process holds the directory.
-    Store(Store, RelayNames),
+    Store(Store, Terms),
     /// A relay does.
     Relay(Import),
     /// Nobody is to: a dry run.
@@ -79,7 +79,7 @@ enum Target {
 impl Target {
     fn open(config: &Config) -> Result<Self, Failure> {
         match Store::open(&config.data, &store_options(config)) {
-            Ok(store) => Ok(Self::Store(store, relay_names(config))),
+            Ok(store) => Ok(Self::Store(store, terms(config))),
             Err(held @ StoreError::Held { .. }) => match Client::connect(&config.data) {
                 Ok(client) => Ok(Self::Relay(client.import()?)),
                 Err(unreachable) => Err(Failure::Held { held, unreachable }),
@@ -99,12 +99,12 @@ impl Target {
     /// Stores a batch; returns when it is durable, with the verdicts in order.
     fn store(&mut self, events: Vec<Event>) -> Result<Vec<Verdict>, Failure> {
         match self {
-            Self::Store(store, names) => {
+            Self::Store(store, terms) => {
                 let batch: Vec<Submission> = (0..)
                     .zip(events)
                     .map(|(token, event)| Submission { event, ticket: Ticket { origin: 0, token } })
                     .collect();
-                let committed = store.apply(&batch, unix_now(), names)?;
+                let committed = store.apply(&batch, unix_now(), terms)?;
                 Ok(committed.verdicts.into_iter().map(|(_, verdict)| verdict).collect())
             }
             Self::Relay(import) => Ok(import.store(&events)?),
@@ -113,9 +113,10 @@ impl Target {
     }
 }
 
-/// What the relay is called, for requests to vanish.
-pub fn relay_names(config: &Config) -> RelayNames {
-    RelayNames::new((!config.relay_url.is_empty()).then_some(&config.relay_url))
+/// What is laid down for every transaction.
+pub fn terms(config: &Config) -> Terms {
+    let url = (!config.relay_url.is_empty()).then_some(&config.relay_url);
+    Terms { names: RelayNames::new(url), keep_replaced: config.store.keep_replaced }
 }
 
 /// What is stored together.

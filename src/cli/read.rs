@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::logging;
 use super::output::Output;
 use crate::config::{Config, Log, LogLevel};
-use crate::nostr::{Filter, MessageReader};
+use crate::nostr::{EventView, Filter, MessageReader};
 use crate::relay::ports::Query;
 use crate::store::{ExportRange, Options, SliceBudget, Store};
 
@@ -20,14 +20,18 @@ const SLICE: SliceBudget =
 /// Runs `export`.
 pub fn export(arguments: &ExportArguments) -> Result<(), Failure> {
     let (store, _) = open(&arguments.store)?;
-    let range =
-        ExportRange { since: arguments.since, until: arguments.until, reverse: arguments.reverse };
+    let ExportArguments { since, until, reverse, .. } = *arguments;
     let mut output = Output::open(&arguments.file)?;
     let mut broken = Ok(());
-    let events = store.export(range, unix_now(), |event| {
+    let write = |event: EventView<'_>| {
         broken = output.line(event.json());
         if broken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
+    };
+    let events = if arguments.replaced {
+        store.export_replaced(Filter { since, until, ..Filter::default() }, unix_now(), write)?
+    } else {
+        store.export(ExportRange { since, until, reverse }, unix_now(), write)?
+    };
     broken?;
     output.finish()?;
     eprintln!("{events} events exported");

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::arguments::RelayArguments;
 use super::failure::Failure;
-use super::import::relay_names;
+use super::import::terms;
 use super::logging;
 use super::read::{store_options, unix_now};
 use super::search::Searching;
@@ -135,7 +135,7 @@ impl Relay {
         let writer = Writer::spawn(
             store.clone(),
             writer_options(config, count),
-            relay_names(config),
+            terms(config),
             sinks,
             Box::new(move |commit| observed.observe(&commit)),
         )?;

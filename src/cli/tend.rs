@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::arguments::{CheckArguments, DeleteArguments, InfoArguments, RetainArguments};
 use super::failure::Failure;
-use super::import::relay_names;
+use super::import::terms;
 use super::output::Output;
 use super::read::{configure, filters, store_options, unix_now};
 use crate::config::memory::Size;
@@ -121,6 +121,7 @@ fn told(sum: u64) -> ControlFlow<()> {
 struct Report<'a> {
     data: String,
     events: u64,
+    replaced: u64,
     last_sequence: u64,
     schema_version: u64,
     disk_bytes: u64,
@@ -160,6 +161,7 @@ pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
     let relay = Client::connect(&config.data).and_then(Client::info).ok();
     let store::Info {
         events,
+        replaced,
         last_sequence,
         schema_version,
         disk_bytes,
@@ -172,6 +174,7 @@ pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
     let report = Report {
         data: config.data.display().to_string(),
         events,
+        replaced,
         last_sequence,
         schema_version,
         disk_bytes,
@@ -196,7 +199,7 @@ pub fn info(arguments: &InfoArguments) -> Result<(), Failure> {
 
 fn describe(report: &Report<'_>) -> String {
     let mut out = format!(
-        "data directory  {}\nrelay           {}\nevents          {}\nlast sequence   {}\n\
+        "data directory  {}\nrelay           {}\nevents          {}\nreplaced        {} archived\nlast sequence   {}\n\
          schema          {}\non disk         {} ({} in use, {} free), at most {}\n\
          oldest reader   {}\n",
         report.data,
@@ -207,6 +210,7 @@ fn describe(report: &Report<'_>) -> String {
             None => "none answers".into(),
         },
         report.events,
+        report.replaced,
         report.last_sequence,
         report.schema_version,
         Size(report.disk_bytes),
@@ -222,7 +226,7 @@ fn describe(report: &Report<'_>) -> String {
         },
     );
     for Table { name, entries, bytes } in &report.tables {
-        out.push_str(&format!("  {name:<12}  {entries:>12} entries  {}\n", Size(*bytes)));
+        out.push_str(&format!("  {name:<15}  {entries:>12} entries  {}\n", Size(*bytes)));
     }
     out.pop();
     out
@@ -239,18 +243,22 @@ pub fn check(arguments: &CheckArguments) -> Result<(), Failure> {
 
 /// Makes the store anew and says what did not come along.
 fn repair(config: &Config) -> Result<(), Failure> {
-    let names = relay_names(config);
     let mut progress = |events| {
         let _ = told(events);
     };
-    let repaired = Store::repair(&config.data, &store_options(config), &names, &mut progress)?;
+    let (options, terms) = (store_options(config), terms(config));
+    let repaired = Store::repair(&config.data, &options, &terms, &mut progress)?;
     let mut output = Output::stdout();
     for line in &repaired.described {
         output.line(line.as_bytes())?;
     }
     let summary = format!(
-        "{} events kept ({} records made anew), {} left out; {} other entries left out",
-        repaired.events, repaired.made_anew, repaired.left_out, repaired.entries_left_out,
+        "{} events and {} replaced versions kept ({} records made anew), {} left out; {} other entries left out",
+        repaired.events,
+        repaired.replaced,
+        repaired.made_anew,
+        repaired.left_out,
+        repaired.entries_left_out,
     );
     output.line(summary.as_bytes())?;
     output.finish()
@@ -262,9 +270,10 @@ pub fn tell(report: &store::Report) -> Result<(), Failure> {
     for difference in &report.described {
         output.line(difference.as_bytes())?;
     }
-    let (events, entries) = (report.events, report.entries);
-    let summary =
-        format!("{events} events, {entries} index entries, {} differences", report.differences);
+    let store::Report { events, replaced, entries, differences, .. } = report;
+    let summary = format!(
+        "{events} events, {replaced} replaced versions, {entries} index entries, {differences} differences"
+    );
     output.line(summary.as_bytes())?;
     output.finish()?;
     match report.differences {

@@ -410,6 +410,11 @@ pub const KEYS: &[Key] = &[
          feature search only.",
     ),
     key(
+        "store.keep_replaced",
+        Allowed::Flag,
+        "Whether versions of replaceable and addressable events that newer ones replace go to an archive, for          `rheostr export --replaced`, rather than being erased. Clients see the newest version either way;          deletions, requests to vanish and expirations erase archived versions, too.",
+    ),
+    key(
         "tuning.batch_bytes_max",
         Allowed::Number(4 << 10, 16 * MIB),
         "Bytes from which on one write to a socket takes no further frame. This and all of [tuning] is \

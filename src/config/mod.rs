@@ -95,6 +95,8 @@ pub struct Store {
     pub sync_interval_ms: u32,
     /// Whether clients may search the text of events (NIP-50), in builds with that feature.
     pub search: bool,
+    /// Whether versions that newer ones replace are archived rather than erased.
+    pub keep_replaced: bool,
 }
 
 /// When an accepted event is on the disk.
@@ -197,6 +199,7 @@ impl Default for Store {
             durability: Durability::Commit,
             sync_interval_ms: 1_000,
             search: false,
+            keep_replaced: false,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What becomes of submitted events: the rules, in one transaction. A pure function of the
-//! tables, the batch, `now` and the relay's names.
+//! tables, the batch, `now` and the operator's terms.
 //!
 //! For each submission, in order:
 //!
@@ -9,12 +9,12 @@
 //! 3. expired → `Expired`
 //! 4. named by a deletion request of its author or recipient → `Deleted`; as a version of an
 //!    address it still beats older ones
-//! 5. not the newest version of its address → `Superseded`
-//! 6. else `Stored`: it erases the version it beats, a kind 5 erases what it names, a kind 62
-//!    that names this relay makes its author vanish.
+//! 5. not the newest version of its address → `Superseded`; archived, where replaced versions are kept
+//! 6. else `Stored`: it erases the version it beats, or moves it into the archive, a kind 5 erases what it
+//!    names, a kind 62 that names this relay makes its author vanish.
 //!
 //! The order of arrival does not matter: whichever order events come in at one `now`, the same
-//! ones are visible in the end. Hence the high-water mark (4), the tombstones of events not seen
+//! ones are visible in the end, and the same ones archived. Hence the high-water mark (4), the tombstones of events not seen
 //! yet, and the effect of a refused deletion request (2).
 
 use super::environment::Environment;
@@ -28,12 +28,21 @@ use crate::nostr::tag::decode_hex32;
 use crate::nostr::{TagRef, TagValue};
 use crate::relay::ports::{CommitBatch, Sequence, Submission, Verdict};
 
+/// What the operator lays down: a part of the input of every transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// What the relay is called, for requests to vanish.
+    pub names: RelayNames,
+    /// Whether versions that newer ones replace are archived rather than erased.
+    pub keep_replaced: bool,
+}
+
 /// Applies a batch and makes it durable.
 pub(super) fn apply(
     environment: &Environment,
     batch: &[Submission],
     now: u64,
-    names: &RelayNames,
+    terms: &Terms,
 ) -> Result<CommitBatch, StoreError> {
     for submission in batch {
         check_storable(submission.event.view())?;
@@ -46,7 +55,7 @@ pub(super) fn apply(
     };
     for Submission { event, ticket } in batch {
         let seq = transaction.last_sequence() + 1;
-        let verdict = take(&mut transaction, event, seq, now, names)?;
+        let verdict = take(&mut transaction, event, seq, now, terms)?;
         if verdict == Verdict::Stored {
             out.stored.push((seq, event.clone()));
         }
@@ -63,12 +72,12 @@ pub(super) fn take(
     event: &Event,
     seq: Sequence,
     now: u64,
-    names: &RelayNames,
+    terms: &Terms,
 ) -> Result<Verdict, StoreError> {
-    let verdict = judge(t, event.view(), now)?;
+    let verdict = judge(t, event.view(), now, terms)?;
     if verdict == Verdict::Stored {
         t.insert(event, seq)?;
-        settle(t, event.view(), seq, names)?;
+        settle(t, event.view(), seq, &terms.names)?;
     }
     Ok(verdict)
 }
@@ -86,7 +95,12 @@ pub(super) fn check_storable(event: EventView<'_>) -> Result<(), StoreError> {
 }
 
 /// The verdict on one event, and what a refused one leaves behind.
-fn judge(t: &mut Transaction<'_>, event: EventView<'_>, now: u64) -> Result<Verdict, StoreError> {
+fn judge(
+    t: &mut Transaction<'_>,
+    event: EventView<'_>,
+    now: u64,
+    terms: &Terms,
+) -> Result<Verdict, StoreError> {
     // What is stored and hidden has vanished or expired; the rules below say which.
     if let Some((_, stored)) = t.find(event.id())?
         && t.is_visible(stored, now)?
@@ -112,10 +126,16 @@ fn judge(t: &mut Transaction<'_>, event: EventView<'_>, now: u64) -> Result<Verd
     let deleted = is_deleted_by_id(t, event)? || is_deleted_by_address(t, &address, event)?;
     if let Some(mark) = mark {
         if mark.beats(&version) {
-            return Ok(if deleted { Verdict::Deleted } else { Verdict::Superseded });
+            if deleted {
+                return Ok(Verdict::Deleted);
+            }
+            if terms.keep_replaced {
+                t.archive(event)?;
+            }
+            return Ok(Verdict::Superseded);
         }
         if mark.seq != 0 {
-            t.erase(mark.seq)?;
+            t.replace(mark.seq, now, terms.keep_replaced)?;
         }
     }
     if deleted {
@@ -211,6 +231,11 @@ fn delete_id(t: &mut Transaction<'_>, request: EventView<'_>, id: &Id) -> Result
             return Ok(());
         }
         t.erase(seq)?;
+    } else if let Some(key) = t.find_archived(id)? {
+        if key.pubkey() != request.pubkey() {
+            return Ok(());
+        }
+        t.erase_archived(&key)?;
     }
     let tombs = t.environment().tables.tomb_id;
     t.raise(tombs, &tomb_key(id, request.pubkey()), request.created_at())?;
@@ -225,7 +250,9 @@ fn delete_address(
 ) -> Result<(), StoreError> {
     let address = address(request.pubkey(), kind, d.as_ref(), &t.environment().hasher);
     let tombs = t.environment().tables.tomb_addr;
-    t.raise(tombs, &address, request.created_at())?;
+    if t.raise(tombs, &address, request.created_at())? {
+        t.forget_archived(&address, request.created_at())?;
+    }
     let Some(mark) = t.mark(&address)? else { return Ok(()) };
     if mark.seq == 0 {
         return Ok(());

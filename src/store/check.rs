@@ -5,13 +5,16 @@
 //! event. Each record is made anew from its JSON, whose hash must be its id. One read transaction sees
 //! it all: while a relay writes, the file grows for as long as the check runs.
 
+mod archive;
+
+use std::fmt::Arguments;
+
 use heed::RoTxn;
 use serde::Deserialize;
 
 use super::apply::{may_delete, parse_address};
 use super::environment::{Environment, Table, number, sequence};
 use super::names::Text;
-
 use super::schema::{
     Address, Backlog, Hasher, IndexKeys, META_SCHEMA, Mark, SCHEMA_VERSION, Suffix, address,
     address_of, short, tag_hint, tag_key, tag_prefixes, tomb_key,
@@ -30,6 +33,8 @@ const DESCRIBED_MAX: usize = 100;
 pub struct Report {
     /// Events walked.
     pub events: u64,
+    /// Archived versions walked.
+    pub replaced: u64,
     /// Table entries walked or looked up.
     pub entries: u64,
     /// How many differences there are. 0 = the store is sound.
@@ -68,6 +73,7 @@ pub(super) fn check(
     check.indexes()?;
     check.marks()?;
     check.backlogs()?;
+    check.archive()?;
     Ok(check.report)
 }
 
@@ -145,7 +151,7 @@ impl<'c> Check<'c> {
             };
             let seq = Sequence::from_be_bytes(key);
             let sound = match EventView::new(record) {
-                Some(event) => self.record(event, seq),
+                Some(event) => self.record(event, format_args!("event {seq}")),
                 None => {
                     self.difference(|| format!("event {seq}: not a record"));
                     false
@@ -187,9 +193,9 @@ impl<'c> Check<'c> {
 
     /// The header and the packed tags against the JSON they were made of, the JSON against the id;
     /// false when the record cannot be worked with.
-    fn record(&mut self, event: EventView<'_>, seq: Sequence) -> bool {
+    fn record(&mut self, event: EventView<'_>, name: Arguments<'_>) -> bool {
         let Ok(body) = serde_json::from_slice::<Body<'_>>(event.json()) else {
-            self.difference(|| format!("event {seq}: its JSON is not an event's"));
+            self.difference(|| format!("{name}: its JSON is not an event's"));
             return false;
         };
         let same = body.id == faster_hex::hex_string(event.id())
@@ -197,7 +203,7 @@ impl<'c> Check<'c> {
             && body.created_at == event.created_at()
             && body.kind == event.kind().0;
         if !same {
-            self.difference(|| format!("event {seq}: its header differs from its JSON"));
+            self.difference(|| format!("{name}: its header differs from its JSON"));
         }
         let mut packed = Vec::new();
         for strings in &body.tags {
@@ -210,16 +216,16 @@ impl<'c> Check<'c> {
         }
         let tags = &event.record()[HEADER_BYTES..event.record().len() - event.json().len()];
         if tags != packed {
-            self.difference(|| format!("event {seq}: its packed tags differ from its JSON"));
+            self.difference(|| format!("{name}: its packed tags differ from its JSON"));
             return false;
         }
         match self.rereader.as_mut().map(|rereader| rereader.read(event)) {
             Some(Err(why)) => {
-                self.difference(|| format!("event {seq}: not what was signed: {why}"));
+                self.difference(|| format!("{name}: not what was signed: {why}"));
                 false
             }
             Some(Ok(again)) if same && again.record() != event.record() => {
-                self.difference(|| format!("event {seq}: its record differs from its JSON"));
+                self.difference(|| format!("{name}: its record differs from its JSON"));
                 true
             }
             _ => true,
@@ -326,7 +332,13 @@ impl<'c> Check<'c> {
                         Err(error) => return Err(error),
                     };
                     let named = named.map(|seq| self.readable(seq)).transpose()?.flatten();
-                    named.is_some_and(|named| may_delete(request.pubkey(), named))
+                    let archive = self.environment.tables.archive;
+                    let archived =
+                        archive.map(|archive| self.archived(&archive, id)).transpose()?;
+                    [named, archived.flatten()]
+                        .iter()
+                        .flatten()
+                        .any(|named| may_delete(request.pubkey(), *named))
                 }
                 (b'a', TagRef::Text(text)) => match parse_address(text, request.pubkey()) {
                     Some((kind, d)) => {

@@ -77,10 +77,21 @@ pub(super) struct Tables {
     pub vanish: Table,
     pub backlog: Table,
     pub meta: Table,
+    /// `None` where only builds that knew no archive have written: reading alone makes no table.
+    pub archive: Option<ArchiveTables>,
+}
+
+/// Those of the archive.
+#[derive(Clone, Copy)]
+pub(super) struct ArchiveTables {
+    pub archive: Table,
+    pub id: Table,
+    pub expire: Table,
+    pub backlog: Table,
 }
 
 /// Number of [`Tables`].
-const TABLES: u32 = 14;
+const TABLES: u32 = 18;
 
 impl Tables {
     /// Makes every table with `make`, by name.
@@ -100,12 +111,13 @@ impl Tables {
             vanish: make("vanish")?,
             backlog: make("backlog")?,
             meta: make("meta")?,
+            archive: None,
         })
     }
 
     /// The tables with their names.
-    pub fn named(&self) -> [(&'static str, Table); TABLES as usize] {
-        [
+    pub fn named(&self) -> Vec<(&'static str, Table)> {
+        let mut named = vec![
             ("event", self.event),
             ("id", self.id),
             ("time", self.time),
@@ -120,6 +132,31 @@ impl Tables {
             ("vanish", self.vanish),
             ("backlog", self.backlog),
             ("meta", self.meta),
+        ];
+        named.extend(self.archive.iter().flat_map(ArchiveTables::named));
+        named
+    }
+}
+
+impl ArchiveTables {
+    /// Makes every table with `make`, by name; `None` when it makes none.
+    fn new<E>(
+        mut make: impl FnMut(&'static str) -> Result<Option<Table>, E>,
+    ) -> Result<Option<Self>, E> {
+        let archive = make("archive")?;
+        let id = make("archive_id")?;
+        let expire = make("archive_expire")?;
+        let backlog = make("archive_backlog")?;
+        let all = archive.zip(id).zip(expire).zip(backlog);
+        Ok(all.map(|(((archive, id), expire), backlog)| Self { archive, id, expire, backlog }))
+    }
+
+    fn named(&self) -> [(&'static str, Table); 4] {
+        [
+            ("archive", self.archive),
+            ("archive_id", self.id),
+            ("archive_expire", self.expire),
+            ("archive_backlog", self.backlog),
         ]
     }
 }
@@ -143,13 +180,13 @@ impl Environment {
             Mode::ReadOnly => find(&env, dir),
         }
         .map_err(located)?;
-        Ok(Self::new(env, tables, hash_key))
+        Ok(Self::new(env, &tables, hash_key))
     }
 
-    fn new(env: Env<WithoutTls>, tables: Tables, hash_key: [u8; 16]) -> Self {
+    fn new(env: Env<WithoutTls>, tables: &Tables, hash_key: [u8; 16]) -> Self {
         let map_bytes = env.info().map_size as u64;
         let store_bytes_max = map_bytes - reserve_bytes(map_bytes);
-        Self { env, tables, hasher: Hasher::new(hash_key), store_bytes_max }
+        Self { env, tables: *tables, hasher: Hasher::new(hash_key), store_bytes_max }
     }
 
     /// Opens a copy that nobody writes, if it is whole: a page beyond the end of a mapped file
@@ -166,7 +203,7 @@ impl Environment {
             return Err(StoreError::Damaged(text));
         }
         let (tables, hash_key) = find(&env, dir)?;
-        Ok(Self::new(env, tables, hash_key))
+        Ok(Self::new(env, &tables, hash_key))
     }
 
     /// Whether a transaction that added events leaves enough of the map for erasing some.
@@ -181,6 +218,14 @@ impl Environment {
     /// The last sequence number ever given.
     pub fn last_sequence(&self, txn: &RoTxn<'_>) -> Result<Sequence, StoreError> {
         meta_u64(&self.tables, txn, META_LAST_SEQUENCE)
+    }
+
+    /// How many replaced versions are archived.
+    pub fn archived(&self, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
+        match self.tables.archive {
+            Some(tables) => Ok(tables.archive.len(txn)?),
+            None => Ok(0),
+        }
     }
 
     /// The record of `seq`.
@@ -274,7 +319,9 @@ fn create(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), Store
         meta.put(&mut txn, META_LAST_SEQUENCE, &0u64.to_be_bytes())?;
         meta.put(&mut txn, META_HASH_KEY, &random_key()?)?;
     }
-    let tables = Tables::new(|name| env.create_database(&mut txn, Some(name)))?;
+    let mut tables = Tables::new(|name| env.create_database(&mut txn, Some(name)))?;
+    tables.archive =
+        ArchiveTables::new(|name| env.create_database(&mut txn, Some(name)).map(Some))?;
     let key = hash_key(&tables, &txn)?;
     txn.commit()?;
     env.clear_stale_readers()?;
@@ -289,9 +336,10 @@ fn find(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), StoreEr
     let txn = env.read_txn()?;
     let meta: Table = env.open_database(&txn, Some("meta"))?.ok_or_else(missing)?;
     check_version(dir, meta.get(&txn, META_SCHEMA)?.ok_or_else(missing)?)?;
-    let tables = Tables::new(|name| {
+    let mut tables = Tables::new(|name| {
         env.open_database(&txn, Some(name)).map_err(StoreError::from)?.ok_or_else(missing)
     })?;
+    tables.archive = ArchiveTables::new(|name| env.open_database(&txn, Some(name)))?;
     let key = hash_key(&tables, &txn)?;
     // Committed, or the handles would end with the transaction.
     txn.commit()?;

@@ -13,10 +13,10 @@ use crate::nostr::{Event, EventView, TagRef};
 use crate::relay::ports::{Newest, Sequence};
 
 /// Bytes of records copied out before the transaction is dropped; one record may be larger.
-const CHUNK_BYTES: usize = 1 << 20;
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 
 /// Entries examined before the transaction is dropped.
-const CHUNK_ENTRIES: usize = 10_000;
+pub(super) const CHUNK_ENTRIES: usize = 10_000;
 
 /// Entries looked at for the newest events, of those asked for.
 const HIDDEN_FACTOR: usize = 4;

@@ -1,5 +1,6 @@
 //! What is erased in the background, chunk by chunk: expired events (NIP-40), what a vanish left
-//! to be erased (NIP-62), and what the operator deletes.
+//! to be erased (NIP-62), archived versions of both and of deleted addresses (NIP-09), and what the operator
+//! deletes.
 
 use std::ops::Bound;
 
@@ -15,14 +16,14 @@ use crate::relay::ports::{Erased, Sequence};
 /// What one chunk of maintenance did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Maintained {
-    /// Events erased.
+    /// Stored events erased.
     pub erased: Vec<Erased>,
     /// Whether more is to be done.
     pub more: bool,
 }
 
-/// Erases at most `events_max` events that have expired at `now` or belong to a vanished key,
-/// looking at no more than sixteen index entries for each; fewer where the map has no room for so many.
+/// Erases at most `events_max` events, and as many archived versions, that have expired at `now` or belong to a
+/// vanished key, looking at no more than sixteen index entries for each; fewer where the map has no room for so many.
 pub(super) fn maintain(
     environment: &Environment,
     now: u64,
@@ -51,6 +52,7 @@ fn maintain_together(
         vanish(&mut t, &key, backlog, left)?;
     }
     more |= first_backlog(&t)?.is_some();
+    more |= t.tend_archive(now, events_max)?;
     Ok(Maintained { erased: t.commit()?.erased, more })
 }
 

@@ -12,10 +12,11 @@
 //! |---|---|
 //! | `schema` | tables, keys, values |
 //! | `environment` | opening, locking, the tables' handles |
-//! | `transaction` | how an event comes and goes in the tables |
+//! | `transaction`, `transaction/archive` | how an event comes and goes in the tables; what becomes of replaced versions |
 //! | `apply`, `maintain`, `visible`, `names` | the rules: what is stored, erased, served |
 //! | `ranked` | reading in the order of a search |
 //! | `plan`, `scan`, `export` | reading |
+//! | `replaced` | reading the archive of replaced versions |
 //! | `writer`, `readers` | the threads: the only places with a clock and channels |
 //! | `check`, `repair` | every table against every event; a store made anew from its events |
 //! | `reader_table` | who keeps pages from being used again |
@@ -27,7 +28,7 @@
 //! - Every stored event has exactly its entries in every index, and no entry is without its event.
 //! - Sequence numbers only grow and are never used again, whatever is erased.
 //! - Of an address (NIP-01) at most one version is stored, and its high-water mark names it.
-//! - What is visible depends on which events came in, not on their order (see `apply`).
+//! - What is visible, and what is archived, depends on which events came in, not on their order (see `apply`).
 //! - No read transaction outlives a slice; only `check` and `backup` hold one for as long as they run.
 //! - One process writes a directory; others may read it at the same time. Whoever replaces the data
 //!   file is alone with it.
@@ -50,6 +51,7 @@ mod reader_table;
 mod readers;
 mod records;
 mod repair;
+mod replaced;
 mod retention;
 mod scan;
 mod schema;
@@ -68,6 +70,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+pub use apply::Terms;
 pub use check::Report;
 pub use copies::{Backup, Compacted, Copied};
 pub use environment::{Durability, Options};
@@ -80,6 +83,7 @@ pub use reader_table::{Reader, readers};
 pub use readers::{GatherJob, ReadJob, Readers, ReadersHandle};
 pub use records::{Gathered, Gathering, RECORD_BYTES, Records};
 pub use repair::Repaired;
+pub use replaced::Replaced;
 pub use retention::{Keep, Pass, Retention, Rule, Surplus};
 pub use scan::{Scan, SliceBudget};
 pub use schema::{CREATED_AT_MAX, SCHEMA_VERSION};
@@ -130,6 +134,8 @@ struct Shared {
 pub struct Info {
     /// Events stored, those included that wait to be erased.
     pub events: u64,
+    /// Replaced versions archived, those included that wait to be erased.
+    pub replaced: u64,
     /// The last sequence number given.
     pub last_sequence: Sequence,
     /// How far the replicated log has been applied; 0 without one.
@@ -229,7 +235,7 @@ impl Store {
 
     /// Applies a batch in one transaction, durable when this returns unless the store was opened with
     /// [`Durability::Later`]. A pure function of what is
-    /// stored, the batch, `now` (seconds) and the relay's names; the rules are in `apply`.
+    /// stored, the batch, `now` (seconds) and the operator's terms; the rules are in `apply`.
     /// `stored` lists every event the batch added, also one that a later event of it erased.
     ///
     /// # Errors
@@ -239,9 +245,9 @@ impl Store {
         &self,
         batch: &[Submission],
         now: u64,
-        names: &RelayNames,
+        terms: &Terms,
     ) -> Result<CommitBatch, StoreError> {
-        self.write(|environment| apply::apply(environment, batch, now, names))
+        self.write(|environment| apply::apply(environment, batch, now, terms))
     }
 
     /// Begins a query; [`Scan::slice`] plans and runs it. Nothing is read yet.
@@ -325,8 +331,8 @@ impl Store {
         self.write(|environment| maintain::erase(environment, events, erased))
     }
 
-    /// Erases up to `events_max` events that have expired or whose author has vanished, in one
-    /// transaction. They are not visible even before.
+    /// Erases up to `events_max` events that have expired or whose author has vanished, and as many archived
+    /// versions, in one transaction. They are not visible even before.
     ///
     /// # Errors
     /// When the store cannot be written; then nothing is erased.
@@ -361,6 +367,7 @@ impl Store {
         let meta = |name| environment::meta_u64(&environment.tables, &txn, name);
         Ok(Info {
             events: environment.tables.event.len(&txn)?,
+            replaced: environment.archived(&txn)?,
             last_sequence: environment.last_sequence(&txn)?,
             applied_log_sequence: meta(schema::META_APPLIED_LOG)?,
             schema_version: meta(schema::META_SCHEMA)?,

@@ -7,9 +7,12 @@
 //!    by ([`super::apply`]). So every index, mark and deletion is what follows from them. A record is
 //!    made from its JSON; where that is not what was signed, the event is left out.
 //! 3. High-water marks without a stored version are taken over where they say more.
+//! 4. Archived versions come by the same rules. One that nothing is known to replace any more is stored: it is
+//!    the newest that could be read.
 //!
 //! Memory is bounded by a transaction, not by the store; disk space is that of a second file.
 
+use std::fmt::Arguments;
 use std::path::Path;
 
 use heed::{PutFlags, RoTxn};
@@ -21,7 +24,7 @@ use super::copies::{Alone, REBUILD};
 use super::environment::{Environment, Mode, Table, number};
 use super::schema::{Address, Backlog, META_LAST_SEQUENCE, META_SCHEMA, Mark, SEQUENCE_MAX};
 use super::transaction::Transaction;
-use super::{Options, RelayNames, Store, StoreError};
+use super::{Options, Store, StoreError, Terms};
 use crate::nostr::{Event, EventView};
 use crate::relay::ports::{Sequence, Verdict};
 
@@ -40,6 +43,8 @@ const DESCRIBED_MAX: usize = 100;
 pub struct Repaired {
     /// Events kept.
     pub events: u64,
+    /// Replaced versions kept in the archive.
+    pub replaced: u64,
     /// Events left out: not what was signed, or contradicting another one that was kept.
     pub left_out: u64,
     /// Events kept whose record was made anew from what was signed.
@@ -52,8 +57,8 @@ pub struct Repaired {
 
 impl Store {
     /// Makes the store of `dir` anew from its events. Nobody else may use the directory meanwhile.
-    /// Durable when this returns; a crash leaves the old file or the new one. `names` are the
-    /// relay's, for requests to vanish; `progress` is told the number of events done.
+    /// Durable when this returns; a crash leaves the old file or the new one. `progress` is told the
+    /// number of events done.
     ///
     /// # Errors
     /// [`StoreError::Missing`], [`StoreError::Held`] by a writer, [`StoreError::Read`] by others;
@@ -62,13 +67,13 @@ impl Store {
     pub fn repair(
         dir: &Path,
         options: &Options,
-        names: &RelayNames,
+        terms: &Terms,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Repaired, StoreError> {
         let alone = Alone::with(dir)?;
         let old = Environment::open(dir, options, Mode::ReadOnly)?;
         let beside = Beside::new(dir.join(REBUILD))?;
-        let repaired = Repair::run(&old, beside.dir(), options, names, progress)
+        let repaired = Repair::run(&old, beside.dir(), options, terms, progress)
             .map_err(|error| error.in_directory(beside.dir(), options.map_bytes_max))?;
         drop(old);
         alone.install(beside)?;
@@ -80,7 +85,7 @@ struct Repair<'r> {
     old: &'r Environment,
     txn: &'r RoTxn<'r>,
     new: &'r Environment,
-    names: &'r RelayNames,
+    terms: &'r Terms,
     /// The highest sequence number under which something was found.
     last_key: Sequence,
     repaired: Repaired,
@@ -92,18 +97,19 @@ impl Repair<'_> {
         old: &Environment,
         dir: &Path,
         options: &Options,
-        names: &RelayNames,
+        terms: &Terms,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Repaired, StoreError> {
         let mut new = Environment::open(dir, options, Mode::ReadWrite)?;
         new.hasher = old.hasher;
         let txn = old.env.read_txn()?;
         let mut repair =
-            Repair { old, txn: &txn, new: &new, names, last_key: 0, repaired: Repaired::default() };
+            Repair { old, txn: &txn, new: &new, terms, last_key: 0, repaired: Repaired::default() };
         repair.meta()?;
         repair.tombstones()?;
         repair.events(progress)?;
         repair.marks()?;
+        repair.archive()?;
         let repaired = repair.repaired;
         let report = check(&new, Some(Rereader::default()))?;
         match report.described.first() {
@@ -192,8 +198,9 @@ impl Repair<'_> {
             let (key, record) = entry?;
             done += 1;
             let Some((seq, event)) = self.event(key, record, &mut rereader) else { continue };
-            match take(&mut transaction, &event, seq, 0, self.names)? {
+            match take(&mut transaction, &event, seq, 0, self.terms)? {
                 Verdict::Stored => stored += 1,
+                Verdict::Superseded if self.terms.keep_replaced => stored += 1,
                 verdict => self.leave_out(|| format!("event {seq}: {}", reason(&verdict))),
             }
             events += 1;
@@ -209,8 +216,8 @@ impl Repair<'_> {
         progress(done);
         let txn = self.new.env.read_txn()?;
         self.repaired.events = self.new.tables.event.len(&txn)?;
+        let erased = stored - self.repaired.events - self.new.archived(&txn)?;
         drop(txn);
-        let erased = stored - self.repaired.events;
         if erased > 0 {
             self.repaired.left_out += erased;
             self.describe(|| format!("{erased} events: a later one replaces or deletes them"));
@@ -218,7 +225,42 @@ impl Repair<'_> {
         self.last_sequence()
     }
 
-    /// The event of an entry, made from what was signed.
+    /// What was replaced, too, whether or not the terms keep what is replaced from now on.
+    fn archive(&mut self) -> Result<(), StoreError> {
+        let Some(archive) = self.old.tables.archive else { return Ok(()) };
+        let keeping = Terms { keep_replaced: true, ..self.terms.clone() };
+        let mut rereader = Rereader::default();
+        let mut transaction = Transaction::begin(self.new)?;
+        let (mut events, mut bytes) = (0, 0);
+        for entry in archive.archive.iter(self.txn)? {
+            let (key, record) = entry?;
+            let name = faster_hex::hex_string(&key[key.len().saturating_sub(32)..]);
+            let name = format!("archived version {name}");
+            let Some(event) = self.signed(record, &mut rereader, format_args!("{name}")) else {
+                continue;
+            };
+            let seq = transaction.last_sequence() + 1;
+            match take(&mut transaction, &event, seq, 0, &keeping)? {
+                Verdict::Superseded => {}
+                Verdict::Stored => self.describe(|| format!("{name}: stored, nothing replaces it")),
+                verdict => self.leave_out(|| format!("{name}: {}", reason(&verdict))),
+            }
+            events += 1;
+            bytes += record.len();
+            if events == COMMIT_EVENTS || bytes >= COMMIT_BYTES {
+                transaction.commit()?;
+                transaction = Transaction::begin(self.new)?;
+                (events, bytes) = (0, 0);
+            }
+        }
+        transaction.commit()?;
+        let txn = self.new.env.read_txn()?;
+        self.repaired.events = self.new.tables.event.len(&txn)?;
+        self.repaired.replaced = self.new.archived(&txn)?;
+        Ok(())
+    }
+
+    /// The event of an entry, with its sequence number.
     fn event(
         &mut self,
         key: &[u8],
@@ -231,27 +273,38 @@ impl Repair<'_> {
             return None;
         };
         self.last_key = seq;
+        let event = self.signed(record, rereader, format_args!("event {seq}"))?;
+        Some((seq, event))
+    }
+
+    /// The event of a record, made from what was signed.
+    fn signed(
+        &mut self,
+        record: &[u8],
+        rereader: &mut Rereader,
+        name: Arguments<'_>,
+    ) -> Option<Event> {
         let Some(view) = EventView::new(record) else {
-            self.leave_out(|| format!("event {seq}: not a record"));
+            self.leave_out(|| format!("{name}: not a record"));
             return None;
         };
         let event = match rereader.read(view) {
             Ok(event) => event,
             Err(why) => {
                 let id = faster_hex::hex_string(view.id());
-                self.leave_out(|| format!("event {seq}: not what was signed as {id}: {why}"));
+                self.leave_out(|| format!("{name}: not what was signed as {id}: {why}"));
                 return None;
             }
         };
         if let Err(why) = check_storable(event.view()) {
-            self.leave_out(|| format!("event {seq}: {why}"));
+            self.leave_out(|| format!("{name}: {why}"));
             return None;
         }
         if event.record() != record {
             self.repaired.made_anew += 1;
-            self.describe(|| format!("event {seq}: its record was made anew from its JSON"));
+            self.describe(|| format!("{name}: its record was made anew from its JSON"));
         }
-        Some((seq, event))
+        Some(event)
     }
 
     /// No sequence number comes twice, whatever was erased.

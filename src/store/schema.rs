@@ -17,6 +17,10 @@
 //! | `tomb_addr` | as `replace` | versions up to this `created_at`(8) are deleted |
 //! | `vanish` | pubkey(32) | events up to this `created_at`(8) are gone |
 //! | `backlog` | pubkey(32) | [`Backlog`]: what of a vanish is still to be erased |
+//! | `archive` | address as in `replace` ‖ `created_at`(5) ‖ id(32) | the record of a replaced version |
+//! | `archive_id` | id(32) | the address and `created_at` of its `archive` key |
+//! | `archive_expire` | expiration(8) ‖ id(32) | – |
+//! | `archive_backlog` | pubkey(32), or an address(50) | [`ArchiveBacklog`]: what of it is still to be erased |
 //! | `meta` | name | see the `META_*` constants |
 //!
 //! `SUF = inv_created_at(5) ‖ id[0..8] ‖ seq(6)` with `inv_created_at = 2^40 − 1 − created_at`: a
@@ -290,6 +294,89 @@ impl Backlog {
     }
 }
 
+/// Key of `archive`: all versions of a key are one range, those of an address up to a second another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ArchiveKey(pub [u8; 87]);
+
+impl ArchiveKey {
+    /// `None` when the event has no address.
+    pub fn of(event: EventView<'_>, hasher: &Hasher) -> Option<Self> {
+        let address = address_of(event, hasher)?;
+        let created_at = event.created_at().to_be_bytes();
+        Some(Self(join(&[&address, &created_at[3..], event.id()])))
+    }
+
+    /// What `archive_id` says of an id.
+    pub fn found(id: &Id, place: &[u8]) -> Option<Self> {
+        let place: &[u8; 55] = place.try_into().ok()?;
+        Some(Self(join(&[place, id])))
+    }
+
+    pub fn decode(key: &[u8]) -> Option<Self> {
+        key.try_into().ok().map(Self)
+    }
+
+    /// Value of `archive_id`.
+    pub fn place(&self) -> &[u8] {
+        &self.0[..55]
+    }
+
+    pub fn address(&self) -> &Address {
+        self.0.first_chunk().expect("87 bytes begin with 50")
+    }
+
+    pub fn pubkey(&self) -> &Pubkey {
+        self.0.first_chunk().expect("87 bytes begin with 32")
+    }
+
+    pub fn created_at(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[3..].copy_from_slice(&self.0[50..55]);
+        u64::from_be_bytes(bytes)
+    }
+
+    pub fn id(&self) -> &Id {
+        self.0.last_chunk().expect("87 bytes end in 32")
+    }
+}
+
+/// Key of `archive_expire`.
+pub(super) fn archive_expire_key(expiration: u64, id: &Id) -> [u8; 40] {
+    join(&[&expiration.to_be_bytes(), id])
+}
+
+/// A value of `archive_backlog`: `up_to(8) ‖ next(50)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ArchiveBacklog {
+    /// Every version up to this `created_at` is to go.
+    pub up_to: u64,
+    /// The address the next chunk begins with.
+    pub next: Address,
+}
+
+impl ArchiveBacklog {
+    /// All of what the key of the entry is the beginning of.
+    pub fn new(prefix: &[u8], up_to: u64) -> Self {
+        let mut next = [0; 50];
+        next[..prefix.len()].copy_from_slice(prefix);
+        Self { up_to, next }
+    }
+
+    /// Whether it is going to erase this version, which its key is the beginning of.
+    pub fn covers(&self, key: &ArchiveKey) -> bool {
+        key.created_at() <= self.up_to && self.next <= *key.address()
+    }
+
+    pub fn encode(&self) -> [u8; 58] {
+        join(&[&self.up_to.to_be_bytes(), &self.next])
+    }
+
+    pub fn decode(value: &[u8]) -> Option<Self> {
+        let value: &[u8; 58] = value.try_into().ok()?;
+        Some(Self { up_to: u64::from_be_bytes(*value.first_chunk()?), next: *value.last_chunk()? })
+    }
+}
+
 /// What of an event the `tag` table's value tells without loading the record: kind ‖ pubkey[0..8].
 pub(super) type TagHint = [u8; 10];
 
@@ -362,8 +449,24 @@ mod tests {
         assert_eq!(Mark::decode(&mark.encode()), Some(mark));
         let backlog = Backlog { up_to: 9, phase: Phase::Wrapped, next: Suffix::newest(8) };
         assert_eq!(Backlog::decode(&backlog.encode()), Some(backlog));
+        let backlog = ArchiveBacklog { up_to: 9, next: [7; 50] };
+        assert_eq!(ArchiveBacklog::decode(&backlog.encode()), Some(backlog));
+        assert_eq!(ArchiveBacklog::decode(&[2; 57]), None);
         assert_eq!(Mark::decode(&[0; 42]), None);
         assert_eq!(Backlog::decode(&[2; 28]), None);
+    }
+
+    #[test]
+    fn a_backlog_of_the_archive_covers_what_is_ahead_and_old_enough() {
+        let mut key = ArchiveKey([5; 87]);
+        key.0[50..55].copy_from_slice(&[0, 0, 0, 1, 2]);
+        assert_eq!(key.created_at(), 258);
+        assert_eq!(ArchiveKey::found(key.id(), key.place()), Some(key));
+        let backlog = |up_to, next| ArchiveBacklog { up_to, next: [next; 50] };
+        assert!(backlog(258, 5).covers(&key) && backlog(300, 4).covers(&key));
+        assert!(!backlog(257, 5).covers(&key) && !backlog(258, 6).covers(&key));
+        assert!(ArchiveBacklog::new(key.pubkey(), 258).covers(&key));
+        assert!(ArchiveBacklog::new(key.address(), 258).covers(&key));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the store's tests share: events from a few fields, a directory, a naive evaluation.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::check::check;
-use super::{Options, RelayNames, SliceBudget, Store};
+use super::{Options, RelayNames, SliceBudget, Store, Terms};
 use crate::nostr::event::{Event, EventView, Fields, Id, Kind, Pubkey};
 use crate::nostr::{Filter, TagRef, tag};
 use crate::relay::ports::{CommitBatch, Query, Submission, Ticket, Verdict};
@@ -50,6 +51,15 @@ pub fn store() -> (Store, Directory) {
 
 pub fn names() -> RelayNames {
     RelayNames::new([URL])
+}
+
+pub fn terms() -> Terms {
+    Terms { names: names(), keep_replaced: false }
+}
+
+/// Those of an operator who keeps what is replaced.
+pub fn keeping() -> Terms {
+    Terms { keep_replaced: true, ..terms() }
 }
 
 /// The key of author `n`. Those from 100 on share their first eight bytes, as index keys see it.
@@ -116,7 +126,11 @@ pub fn submit(events: &[Event]) -> Vec<Submission> {
 }
 
 pub fn apply(store: &Store, events: &[Event], now: u64) -> CommitBatch {
-    store.apply(&submit(events), now, &names()).expect("the store can be written")
+    apply_by(&terms(), store, events, now)
+}
+
+pub fn apply_by(terms: &Terms, store: &Store, events: &[Event], now: u64) -> CommitBatch {
+    store.apply(&submit(events), now, terms).expect("the store can be written")
 }
 
 pub fn verdicts(store: &Store, events: &[Event], now: u64) -> Vec<Verdict> {
@@ -167,6 +181,18 @@ pub fn id_of(json: &[u8]) -> Id {
 /// Everything visible, newest first.
 pub fn visible_ids(store: &Store, now: u64) -> Vec<Id> {
     scan_ids(store, &[Filter::default()], u64::MAX, &WHOLE, now)
+}
+
+/// Every archived version that is not due to be erased, in order of the ids.
+pub fn replaced_ids(store: &Store, now: u64) -> Vec<Id> {
+    let mut ids = Vec::new();
+    let visit = |event: EventView<'_>| {
+        ids.push(*event.id());
+        ControlFlow::Continue(())
+    };
+    store.export_replaced(Filter::default(), now, visit).unwrap();
+    ids.sort_unstable();
+    ids
 }
 
 /// No difference between tables.
@@ -239,6 +265,20 @@ impl Model {
             arrival.effective && self.is_visible(event, now) && seen.insert(*event.id())
         };
         self.arrived.iter().filter(visible).map(|arrival| arrival.event.clone()).collect()
+    }
+
+    /// What is archived where replaced versions are kept, in order of the ids.
+    pub fn replaced(&self, now: u64) -> Vec<Id> {
+        let archived = |arrival: &&Arrival| {
+            let event = arrival.event.view();
+            arrival.effective
+                && self.is_superseded(event)
+                && !event.is_expired(now)
+                && !self.is_vanished(event)
+                && !self.is_deleted(event)
+        };
+        let ids = self.arrived.iter().filter(archived).map(|arrival| *arrival.event.view().id());
+        ids.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     fn is_visible(&self, event: EventView<'_>, now: u64) -> bool {

@@ -1,7 +1,9 @@
 //! One write transaction: what an event is in the tables, how it comes and how it goes.
 //!
 //! Index entries of new events are held back and put in key order just before the commit; what a
-//! later event of the same batch must see (`event`, `id`, `replace`, tombstones) is put at once.
+//! later event of the same batch must see (`event`, `id`, `replace`, tombstones, the archive) is put at once.
+
+mod archive;
 
 use std::cmp::Reverse;
 
@@ -23,6 +25,8 @@ pub(super) struct Transaction<'e> {
     /// `last_before <= last_sequence`; the new events are those in between.
     last_before: Sequence,
     last_sequence: Sequence,
+    /// Whether something was archived.
+    adds: bool,
     held_back: HeldBack,
     gone: Gone,
     /// Scratch: an erased event's record, and the tag prefixes of one event.
@@ -59,6 +63,7 @@ impl<'e> Transaction<'e> {
             environment,
             last_before: last_sequence,
             last_sequence,
+            adds: false,
             held_back: HeldBack::default(),
             gone: Gone::default(),
             record: Vec::new(),
@@ -76,9 +81,10 @@ impl<'e> Transaction<'e> {
         if self.last_sequence != self.last_before {
             let last = self.last_sequence.to_be_bytes();
             self.environment.tables.meta.put(&mut self.txn, META_LAST_SEQUENCE, &last)?;
-            if !self.environment.has_room(&self.txn)? {
-                return Err(StoreError::map_full());
-            }
+            self.adds = true;
+        }
+        if self.adds && !self.environment.has_room(&self.txn)? {
+            return Err(StoreError::map_full());
         }
         self.txn.commit()?;
         Ok(self.gone)
@@ -195,8 +201,10 @@ impl<'e> Transaction<'e> {
         Ok(self.environment.tables.backlog.put(&mut self.txn, key, &backlog.encode())?)
     }
 
-    /// Hides what a key wrote up to a second, and gift wraps to it, from now on; they are erased later.
+    /// Hides what a key wrote up to a second, and gift wraps to it, from now on; they are erased later, those
+    /// archived too.
     pub fn vanish(&mut self, pubkey: &Pubkey, up_to: u64) -> Result<(), StoreError> {
+        self.forget_archived(pubkey, up_to)?;
         let next = Suffix::newest(up_to);
         self.put_backlog(pubkey, &Backlog { up_to, phase: Phase::Authored, next })?;
         self.gone.vanished.push(Vanished { pubkey: *pubkey, up_to });

@@ -5,6 +5,7 @@ use heed::RoTxn;
 
 use super::environment::{Environment, Table, number};
 use super::error::StoreError;
+use super::schema::address_of;
 use crate::nostr::{EventView, Kind, TagRef};
 
 /// Whether a stored event may be served at `now`.
@@ -15,6 +16,23 @@ pub(super) fn is_visible(
     now: u64,
 ) -> Result<bool, StoreError> {
     Ok(!event.is_expired(now) && !is_covered(environment.tables.backlog, txn, event)?)
+}
+
+/// Whether an archived version may be exported at `now`: not one that waits to be erased.
+pub(super) fn is_archived_visible(
+    environment: &Environment,
+    txn: &RoTxn<'_>,
+    event: EventView<'_>,
+    now: u64,
+) -> Result<bool, StoreError> {
+    if event.is_expired(now) || is_covered(environment.tables.vanish, txn, event)? {
+        return Ok(false);
+    }
+    let Some(address) = address_of(event, &environment.hasher) else { return Ok(false) };
+    match environment.tables.tomb_addr.get(txn, &address)? {
+        None => Ok(true),
+        Some(up_to) => Ok(number(up_to)? < event.created_at()),
+    }
 }
 
 /// Whether `table`, `pubkey → up to(8) …`, covers the event: its author's entry, or for a gift

@@ -22,8 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::names::RelayNames;
-use super::{Durability, Store, StoreError};
+use super::{Durability, Store, StoreError, Terms};
 use crate::nostr::Kind;
 use crate::relay::ports::{CommitBatch, Erased, Sequence, Submission, Verdict};
 
@@ -170,7 +169,7 @@ impl Writer {
     pub fn spawn(
         store: Store,
         options: WriterOptions,
-        names: RelayNames,
+        terms: Terms,
         sinks: Vec<Box<dyn CommitSink>>,
         observer: Box<dyn Fn(CommitStats) + Send>,
     ) -> Result<Self, StoreError> {
@@ -181,7 +180,7 @@ impl Writer {
         let state = State {
             store,
             options,
-            names,
+            terms,
             sinks,
             observer,
             queue: receiver,
@@ -226,7 +225,7 @@ impl Writer {
 struct State {
     store: Store,
     options: WriterOptions,
-    names: RelayNames,
+    terms: Terms,
     sinks: Vec<Box<dyn CommitSink>>,
     observer: Box<dyn Fn(CommitStats) + Send>,
     queue: flume::Receiver<Work>,
@@ -332,7 +331,7 @@ impl State {
     fn commit(&mut self, batch: &[Submission]) {
         let started = Instant::now();
         let proven = if self.failing.is_some() { self.prove() } else { Ok(()) };
-        let result = proven.and_then(|()| self.store.apply(batch, unix_now(), &self.names));
+        let result = proven.and_then(|()| self.store.apply(batch, unix_now(), &self.terms));
         let commit = started.elapsed();
         let mut failed = None;
         let committed = match result {

@@ -10,4 +10,5 @@ mod copies;
 mod data;
 mod exchange;
 mod relay;
+mod replaced;
 mod retain;

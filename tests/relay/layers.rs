@@ -27,12 +27,13 @@ const PURE: [&str; 3] = ["wire", "nostr", "relay"];
 
 /// As pure, in a layer that is not: a write transaction is a function of its input, so that whoever replays
 /// the same batches has the same tables.
-const PURE_FILES: [&str; 6] = [
+const PURE_FILES: [&str; 7] = [
     "store/apply.rs",
     "store/maintain.rs",
     "store/names.rs",
     "store/schema.rs",
     "store/transaction.rs",
+    "store/transaction/archive.rs",
     "store/visible.rs",
 ];
 

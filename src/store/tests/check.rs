@@ -20,8 +20,13 @@ fn furnished() -> (Store, Directory) {
         event(id(1, 4), 2, 1, 100, &[]),
         event(id(1, 5), 2, 62, 100, &[["relay", URL]]),
         event(id(1, 6), 3, 1059, 100, &[["p", &hex(&key(4))]]),
+        event(id(1, 7), 3, 0, 99, &[["expiration", "900"]]),
+        event(id(1, 8), 3, 0, 100, &[]),
+        event(id(1, 9), 6, 0, 99, &[]),
+        event(id(2, 1), 6, 0, 100, &[]),
+        event(id(2, 2), 6, 62, 99, &[["relay", URL]]),
     ];
-    apply(&store, &events, 10);
+    apply_by(&keeping(), &store, &events, 10);
     assert_sound(&store);
     (store, dir)
 }
@@ -40,12 +45,23 @@ fn differences(store: &Store) -> u64 {
 }
 
 /// Tables whose entries follow from the events, by name.
-const DERIVED: [&str; 8] =
-    ["id", "time", "author", "author_kind", "kind", "tag", "expire", "replace"];
+const DERIVED: [&str; 11] = [
+    "id",
+    "time",
+    "author",
+    "author_kind",
+    "kind",
+    "tag",
+    "expire",
+    "replace",
+    "archive",
+    "archive_id",
+    "archive_expire",
+];
 
 #[test]
 fn a_missing_entry_is_seen_in_every_table() {
-    for name in DERIVED.into_iter().chain(["event", "vanish", "tomb_addr"]) {
+    for name in DERIVED.into_iter().chain(["event", "vanish", "tomb_addr", "archive_backlog"]) {
         let (store, _dir) = furnished();
         damage(&store, |tables, txn| {
             let (_, table) = tables.named().into_iter().find(|(n, _)| *n == name).unwrap();
@@ -58,7 +74,8 @@ fn a_missing_entry_is_seen_in_every_table() {
 
 #[test]
 fn a_stray_entry_is_seen_in_every_table() {
-    for name in DERIVED.into_iter().chain(["event", "backlog", "tomb_id", "tomb_addr", "vanish"]) {
+    let others = ["event", "backlog", "tomb_id", "tomb_addr", "vanish", "archive_backlog"];
+    for name in DERIVED.into_iter().chain(others) {
         let (store, _dir) = furnished();
         damage(&store, |tables, txn| {
             let (_, table) = tables.named().into_iter().find(|(n, _)| *n == name).unwrap();
@@ -94,7 +111,9 @@ fn a_stray_entry_that_makes_up_for_a_missing_one_is_seen_twice() {
 
 #[test]
 fn a_wrong_value_is_seen_in_every_table_that_has_values() {
-    for name in ["id", "time", "tag", "replace", "event", "backlog", "meta"] {
+    let names = ["id", "time", "tag", "replace", "event", "backlog", "meta"];
+    let archive = ["archive", "archive_id", "archive_backlog"];
+    for name in names.into_iter().chain(archive) {
         let (store, _dir) = furnished();
         damage(&store, |tables, txn| {
             let (_, table) = tables.named().into_iter().find(|(n, _)| *n == name).unwrap();
@@ -106,8 +125,8 @@ fn a_wrong_value_is_seen_in_every_table_that_has_values() {
                 let mut value = value.to_vec();
                 // The id in a record, how far a backlog reaches, anything elsewhere.
                 let at = match name {
-                    "event" => 0,
-                    "backlog" => 7,
+                    "event" | "archive" => 0,
+                    "backlog" | "archive_backlog" => 7,
                     _ => value.len() / 2,
                 };
                 value[at] ^= 1;
@@ -144,5 +163,27 @@ fn events_that_should_have_gone_are_seen() {
     });
     // The event with a tombstone of its author, the gift wrap with one of whom it is for, and the event
     // whose vanish nobody would carry out any more.
+    assert_eq!(differences(&store), 3);
+}
+
+#[test]
+fn versions_that_should_not_be_archived_are_seen() {
+    let (store, _dir) = furnished();
+    damage(&store, |tables, txn| {
+        tables.tomb_id.put(txn, &[id(1, 7), key(3)].concat(), &[0; 8]).unwrap();
+        let archive = tables.archive.unwrap();
+        archive.backlog.clear(txn).unwrap();
+    });
+    // One with a tombstone, and one whose vanish nobody would carry out any more.
+    assert_eq!(differences(&store), 2);
+    let (store, _dir) = furnished();
+    damage(&store, |tables, txn| {
+        let (key, _) = tables.archive.unwrap().archive.first(txn).unwrap().unwrap();
+        let address = key[..50].to_vec();
+        let mark = tables.replace.get(txn, &address).unwrap().unwrap().to_vec();
+        // As old a version as can be.
+        tables.replace.put(txn, &address, &[&[0xff; 37][..], &mark[37..]].concat()).unwrap();
+    });
+    // The mark is wrong for what is stored, is none, and nothing replaces what is archived.
     assert_eq!(differences(&store), 3);
 }

@@ -1,5 +1,6 @@
 //! Tests of the store through its public interface.
 
+mod archive;
 mod check;
 mod copies;
 mod corpus;

@@ -33,7 +33,7 @@ fn reading_needs_a_store_and_never_writes() {
     apply(&Store::open(dir.path(), &small()).unwrap(), &events, 10);
     let store = Store::open_read_only(dir.path(), &small()).unwrap();
     assert_eq!(visible_ids(&store, 10), [id(1, 1)]);
-    let error = store.apply(&submit(&events), 10, &names()).unwrap_err();
+    let error = store.apply(&submit(&events), 10, &terms()).unwrap_err();
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
     assert!(store.maintain(10, 1).is_err());
 }
@@ -90,7 +90,7 @@ fn a_full_map_costs_the_batch_and_nothing_else() {
     let large = |n: u32| event(id(1, n), 1, 1, 100 + u64::from(n), &[["x", &text]]);
     let mut stored = 0;
     let error = loop {
-        match store.apply(&submit(&[large(stored)]), 10, &names()) {
+        match store.apply(&submit(&[large(stored)]), 10, &terms()) {
             Ok(batch) => assert_eq!(batch.verdicts[0].1, Verdict::Stored),
             Err(error) => break error,
         }
@@ -125,7 +125,7 @@ fn a_full_store_can_be_emptied() {
     };
     let mut stored = 0;
     for count in [50, 1] {
-        while store.apply(&submit(&batch(stored, count)), 10, &names()).is_ok() {
+        while store.apply(&submit(&batch(stored, count)), 10, &terms()).is_ok() {
             stored += count;
         }
     }
@@ -141,7 +141,7 @@ fn a_full_store_can_be_emptied() {
 fn what_must_never_be_stored_is_an_error() {
     let (store, _dir) = store();
     for bad in [event(id(1, 1), 1, 20_001, 100, &[]), event(id(1, 1), 1, 1, 1 << 40, &[])] {
-        let error = store.apply(&submit(&[bad]), 10, &names()).unwrap_err();
+        let error = store.apply(&submit(&[bad]), 10, &terms()).unwrap_err();
         assert!(matches!(error, StoreError::Unstorable { .. }), "{error}");
     }
     let latest = event(id(1, 1), 1, 1, (1 << 40) - 1, &[]);
@@ -267,6 +267,6 @@ fn nothing_is_written_to_a_file_that_was_found_damaged() {
     );
     store.note(heed::Error::Mdb(heed::MdbError::Corrupted).into());
     assert!(store.damage().is_some_and(|damage| damage.contains("rheostr check")));
-    let refused = store.apply(&submit(&[event]), 20, &names());
+    let refused = store.apply(&submit(&[event]), 20, &terms());
     assert!(matches!(refused, Err(StoreError::Damaged(_))), "{refused:?}");
 }

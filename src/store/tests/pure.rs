@@ -51,11 +51,11 @@ type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 fn tables(store: &Store) -> Vec<(&'static str, Entries)> {
     let environment = store.environment().unwrap();
     let txn = environment.env.read_txn().unwrap();
-    let entries = environment.tables.named().map(|(name, table)| {
+    let entries = environment.tables.named().into_iter().map(|(name, table)| {
         let owned = |entry: heed::Result<(&[u8], &[u8])>| {
             entry.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap()
         };
         (name, table.iter(&txn).unwrap().map(owned).collect())
     });
-    entries.into()
+    entries.collect()
 }

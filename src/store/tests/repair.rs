@@ -61,7 +61,7 @@ fn damage(store: Store, damage: impl FnOnce(&Tables, &mut RwTxn<'_>)) {
 }
 
 fn repair(dir: &Directory) -> Repaired {
-    Store::repair(dir.path(), &options(), &names(), &mut |_| {}).unwrap()
+    Store::repair(dir.path(), &options(), &terms(), &mut |_| {}).unwrap()
 }
 
 /// Opens what was repaired: nothing is wrong with it.
@@ -244,10 +244,81 @@ fn deletions_and_vanished_keys_stay_so() {
     assert!(apply(&store, &again, 10).stored.is_empty());
 }
 
+/// Three versions of a profile and of an article, one of them expiring, and a deleted one.
+fn archived(dir: &Directory) -> Store {
+    let store = furnished(dir);
+    let deleted = hashed(6, 0, 15, &[]);
+    let events = [
+        hashed(6, 0, 30, &[]),
+        hashed(6, 0, 20, &[["expiration", "900"]]),
+        deleted.clone(),
+        hashed(6, 0, 10, &[]),
+        hashed(6, 30023, 20, &[["d", "a"]]),
+        hashed(6, 30023, 30, &[["d", "a"]]),
+        hashed(6, 5, 40, &[["e", &hex(deleted.view().id())]]),
+    ];
+    apply_by(&keeping(), &store, &events, 10);
+    assert_eq!(store.check().unwrap().differences, 0);
+    assert_eq!(store.info().unwrap().replaced, 3);
+    store
+}
+
+#[test]
+fn the_archive_comes_along() {
+    let dir = Directory::new();
+    let store = archived(&dir);
+    let before = everything(&store);
+    drop(store);
+    let repaired = repair(&dir);
+    assert_eq!((repaired.replaced, repaired.left_out), (3, 0), "{repaired:?}");
+    assert_eq!(everything(&whole(&dir)), before);
+    for name in ["archive_id", "archive_expire", "archive_backlog"] {
+        let store = Store::open(dir.path(), &options()).unwrap();
+        damage(store, |tables, txn| {
+            let (_, table) = tables.named().into_iter().find(|(n, _)| *n == name).unwrap();
+            table.clear(txn).unwrap();
+            table.put(txn, &[7; 40], &[7; 3]).unwrap();
+        });
+        assert_eq!(repair(&dir).left_out, 0, "{name}");
+        assert_eq!(everything(&whole(&dir)), before, "{name}");
+    }
+}
+
+#[test]
+fn of_a_damaged_archive_what_can_be_read_is_kept_by_the_rules() {
+    let dir = Directory::new();
+    let store = archived(&dir);
+    let newest = hashed(6, 0, 30, &[]);
+    damage(store, |tables, txn| {
+        let archive = tables.archive.unwrap();
+        // Nothing knows of the newest profile any more, and one version of it is no record.
+        tables.replace.clear(txn).unwrap();
+        let seq = tables.id.get(txn, &newest.view().id()[..16]).unwrap().unwrap().to_vec();
+        tables.event.delete(txn, &[&[0; 2][..], &seq].concat()).unwrap();
+        let (key, record) = archive.archive.first(txn).unwrap().unwrap();
+        let (key, record) = (key.to_vec(), record.to_vec());
+        archive.archive.put(txn, &key, &record[..50]).unwrap();
+        // One that was deleted, one that is stored, too.
+        let request = hashed(6, 5, 40, &[]);
+        let article = hashed(6, 30023, 30, &[["d", "a"]]);
+        for (at, event) in [(1, hashed(6, 0, 15, &[])), (2, article), (3, request)] {
+            archive.archive.put(txn, &[at; 87], event.record()).unwrap();
+        }
+    });
+    let repaired = repair(&dir);
+    let said = |text: &str| repaired.described.iter().any(|line| line.contains(text));
+    assert!(said(": not a record") && said("was deleted") && said("stored twice"), "{repaired:?}");
+    assert_eq!((repaired.replaced, repaired.left_out), (1, 3), "{repaired:?}");
+    let store = whole(&dir);
+    assert!(
+        visible_ids(&store, 10).contains(hashed(6, 0, 20, &[["expiration", "900"]]).view().id())
+    );
+}
+
 #[test]
 fn a_repair_needs_the_directory_for_itself() {
     let dir = Directory::new();
-    let repair = || Store::repair(dir.path(), &options(), &names(), &mut |_| {});
+    let repair = || Store::repair(dir.path(), &options(), &terms(), &mut |_| {});
     assert!(matches!(repair(), Err(StoreError::Missing { .. })));
     let store = furnished(&dir);
     assert!(matches!(repair(), Err(StoreError::Held { .. })));
@@ -276,7 +347,7 @@ fn many_events_take_many_transactions() {
         tables.time.clear(txn).unwrap();
     });
     let mut told = Vec::new();
-    let done = Store::repair(dir.path(), &options(), &names(), &mut |events| told.push(events));
+    let done = Store::repair(dir.path(), &options(), &terms(), &mut |events| told.push(events));
     assert_eq!(done.unwrap().events, 4_500);
     assert_eq!(told, [2_000, 4_000, 4_500]);
     assert_eq!(visible_ids(&whole(&dir), 10), expected);

@@ -157,7 +157,7 @@ fn a_running_relay_applies_its_rules_by_its_writer() {
     let events: Vec<_> = (0..500).map(|n| event(id(1, n), 1, 1, 100, &[])).collect();
     apply(&store, &events, NOW);
     let options = WriterOptions::default();
-    let writer = Writer::spawn(store.clone(), options, names(), Vec::new(), Box::new(|_| {}));
+    let writer = Writer::spawn(store.clone(), options, terms(), Vec::new(), Box::new(|_| {}));
     let writer = writer.unwrap();
     let rules = vec![Rule { kinds: None, keep: Keep::OfAuthor(3) }];
     let retention = Retention::spawn(store.clone(), writer.handle(), rules).unwrap();

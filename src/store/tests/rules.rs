@@ -11,8 +11,8 @@ use crate::nostr::event::Id;
 use crate::nostr::{Event, EventView, Filter, Pubkey, TagRef};
 use crate::relay::ports::{CommitBatch, Verdict};
 use crate::relay::recent::Recent;
-use crate::store::Store;
 use crate::store::testing::*;
+use crate::store::{Store, Terms};
 
 /// An event of small domains; references are resolved when all ids are known.
 #[derive(Clone, Debug)]
@@ -115,8 +115,10 @@ proptest! {
     fn verdicts_and_visible_events_are_the_models(
         specs in prop::collection::vec(spec(), 1..14),
         steps in steps(),
+        keep_replaced in any::<bool>(),
     ) {
         let (store, _dir) = store();
+        let terms = Terms { keep_replaced, ..terms() };
         let mut model = Model::default();
         let events = build(&specs);
         let mut now = 7;
@@ -126,7 +128,7 @@ proptest! {
             now += pause;
             let batch: Vec<Event> = batch.iter().map(|n| n.get(&events).clone()).collect();
             let expected: Vec<Verdict> = batch.iter().map(|e| model.arrive(e, now)).collect();
-            let committed = apply(&store, &batch, now);
+            let committed = apply_by(&terms, &store, &batch, now);
             let got: Vec<Verdict> = committed.verdicts.iter().map(|(_, v)| v.clone()).collect();
             prop_assert_eq!(got, expected);
             [&mut few, &mut all].into_iter().for_each(|recent| follow(recent, &committed));
@@ -153,43 +155,56 @@ proptest! {
                 prop_assert!(few.is_none_or(|few| few == first));
             }
             prop_assert_eq!(visible_ids(&store, now), expected);
+            let replaced = if keep_replaced { model.replaced(now) } else { Vec::new() };
+            prop_assert_eq!(replaced_ids(&store, now), replaced);
             assert_sound(&store);
         }
         while store.maintain(now, 2).unwrap().more {}
         let expected = evaluate(&model.visible(now), &[Filter::default()], 1000);
-        prop_assert_eq!(store.info().unwrap().events, expected.len() as u64);
+        let replaced = if keep_replaced { model.replaced(now) } else { Vec::new() };
+        let info = store.info().unwrap();
+        prop_assert_eq!(info.events, expected.len() as u64);
+        prop_assert_eq!(info.replaced, replaced.len() as u64);
         prop_assert_eq!(visible_ids(&store, now), expected);
+        prop_assert_eq!(replaced_ids(&store, now), replaced);
         assert_sound(&store);
     }
 
     /// Whatever the order, the batches and the moments at which the background has its turn. Nothing expires
     /// while they arrive: what has expired before it comes does nothing.
     #[test]
-    fn any_order_ends_in_the_same_visible_events(
+    fn any_order_ends_in_the_same_visible_events_and_the_same_archive(
         specs in prop::collection::vec(spec(), 1..24),
         orders in prop::collection::vec((any::<u64>(), prop::collection::vec(batch(), 1..8)), 2),
+        keep_replaced in any::<bool>(),
     ) {
+        let terms = Terms { keep_replaced, ..terms() };
         let events: Vec<Event> =
             build(&specs).into_iter().filter(|event| !(EARLY..=LATE).contains(&expiration(event))).collect();
         let mut model = Model::default();
         for event in &events {
             model.arrive(event, EARLY);
         }
+        let replaced = |now| if keep_replaced { model.replaced(now) } else { Vec::new() };
         for (order, batches) in orders {
             let (store, _dir) = store();
-            take(&store, &shuffled(&events, order), &batches);
+            take(&terms, &store, &shuffled(&events, order), &batches);
             let expected = evaluate(&model.visible(LATE), &[Filter::default()], 1000);
             prop_assert_eq!(visible_ids(&store, LATE), expected);
+            prop_assert_eq!(replaced_ids(&store, LATE), replaced(LATE));
             // What has come may come again, and changes nothing.
-            take(&store, &shuffled(&events, !order), &batches);
+            take(&terms, &store, &shuffled(&events, !order), &batches);
             for now in LATE..LAST {
                 let expected = evaluate(&model.visible(now), &[Filter::default()], 1000);
                 prop_assert_eq!(visible_ids(&store, now), expected, "at {}", now);
+                prop_assert_eq!(replaced_ids(&store, now), replaced(now), "at {}", now);
             }
             while store.maintain(LATE, 2).unwrap().more {}
             assert_sound(&store);
             let expected = evaluate(&model.visible(LATE), &[Filter::default()], 1000);
             prop_assert_eq!(visible_ids(&store, LATE), expected);
+            prop_assert_eq!(store.info().unwrap().replaced, replaced(LATE).len() as u64);
+            prop_assert_eq!(replaced_ids(&store, LATE), replaced(LATE));
         }
     }
 }
@@ -206,13 +221,13 @@ fn batch() -> impl Strategy<Value = Batch> {
     (1..6usize, any::<bool>(), prop::option::of(1..4usize))
 }
 
-fn take(store: &Store, events: &[Event], batches: &[Batch]) {
+fn take(terms: &Terms, store: &Store, events: &[Event], batches: &[Batch]) {
     let (mut now, mut batches) = (EARLY, batches.iter().cycle());
     let mut rest = events;
     while !rest.is_empty() {
         let (count, goes_on, erased_max) = batches.next().expect("a cycle");
         let (batch, more) = rest.split_at(rest.len().min(*count));
-        apply(store, batch, now);
+        apply_by(terms, store, batch, now);
         now = LATE.min(now + u64::from(*goes_on));
         if let Some(events_max) = erased_max {
             store.maintain(now, *events_max).unwrap();

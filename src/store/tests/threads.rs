@@ -31,7 +31,7 @@ fn writer(
     let writer = Writer::spawn(
         store.clone(),
         options,
-        names(),
+        terms(),
         vec![Box::new(Sink(one.0)), Box::new(Sink(two.0))],
         Box::new(move |commit| observed.lock().unwrap().push(commit)),
     );

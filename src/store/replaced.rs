@@ -1,0 +1,148 @@
+//! Reading the archive of replaced versions, slice by slice: for export, and to find what is to be erased.
+
+use std::collections::BTreeSet;
+use std::ops::{Bound, ControlFlow};
+
+use super::environment::{ArchiveTables, Environment};
+use super::error::StoreError;
+use super::export::{CHUNK_BYTES, CHUNK_ENTRIES};
+use super::schema::ArchiveKey;
+use super::{Store, visible};
+use crate::nostr::event::Pubkey;
+use crate::nostr::{EventView, Filter};
+
+/// A walk over archived versions and how far it has come. Owned, without any transaction.
+#[derive(Debug)]
+pub struct Replaced {
+    filters: Vec<Filter>,
+    /// Who wrote what any of the filters matches; `None` = anybody.
+    authors: Option<BTreeSet<Pubkey>>,
+    /// Where it goes on; `None` at the end.
+    next: Option<Bound<Vec<u8>>>,
+}
+
+impl Store {
+    /// Plans a walk over the archived versions that match one of the filters and do not wait to be erased: by
+    /// pubkey, kind and `d`, the oldest first. What is archived meanwhile may be among them. A filter with a
+    /// `limit` or a `search` is about stored events alone.
+    #[must_use]
+    pub fn replaced(&self, filters: &[Filter]) -> Replaced {
+        let finds = |filter: &&Filter| {
+            filter.limit.is_none() && filter.search.is_none() && !filter.is_unsatisfiable()
+        };
+        let filters: Vec<Filter> = filters.iter().filter(finds).cloned().collect();
+        let lists: Option<Vec<_>> = filters.iter().map(|filter| filter.authors.clone()).collect();
+        let authors = lists.map(|lists| lists.into_iter().flatten().collect());
+        Replaced { filters, authors, next: Some(Bound::Unbounded) }
+    }
+
+    /// Hands the archived versions of [`Store::replaced`] to `visit` until it breaks, outside of any
+    /// transaction. Answers how many it was given.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    ///
+    /// # Panics
+    /// Never: what is viewed was copied from a record.
+    pub fn export_replaced(
+        &self,
+        filter: Filter,
+        now: u64,
+        mut visit: impl FnMut(EventView<'_>) -> ControlFlow<()>,
+    ) -> Result<u64, StoreError> {
+        let mut walk = self.replaced(&[filter]);
+        let (mut records, mut ends, mut visited) = (Vec::new(), Vec::new(), 0);
+        while !walk.is_done() {
+            records.clear();
+            walk.slice(self, now, &mut |event| {
+                let room = records.len() < CHUNK_BYTES;
+                if room {
+                    records.extend_from_slice(event.record());
+                    ends.push(records.len());
+                }
+                room
+            })?;
+            let mut start = 0;
+            for end in ends.drain(..) {
+                let event = EventView::new(&records[start..end]).expect("copied from one");
+                start = end;
+                visited += 1;
+                if visit(event).is_break() {
+                    return Ok(visited);
+                }
+            }
+        }
+        Ok(visited)
+    }
+}
+
+impl Replaced {
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// Goes on for as long as one transaction may last, or until `visit` says that it has no room for a version;
+    /// that one comes first in the next slice.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn slice(
+        &mut self,
+        store: &Store,
+        now: u64,
+        visit: &mut dyn FnMut(EventView<'_>) -> bool,
+    ) -> Result<(), StoreError> {
+        let environment = store.environment()?;
+        let Some(tables) = environment.tables.archive else {
+            self.next = None;
+            return Ok(());
+        };
+        let mut left = CHUNK_ENTRIES;
+        while left > 0 && self.range(&environment, tables, &mut left, now, visit)? {}
+        Ok(())
+    }
+
+    /// Walks on up to the next author that is not asked for; false where the slice ends.
+    fn range(
+        &mut self,
+        environment: &Environment,
+        tables: ArchiveTables,
+        left: &mut usize,
+        now: u64,
+        visit: &mut dyn FnMut(EventView<'_>) -> bool,
+    ) -> Result<bool, StoreError> {
+        let Some(from) = self.next.take() else { return Ok(false) };
+        let txn = environment.env.read_txn()?;
+        let range = (from.as_ref().map(|from| &from[..]), Bound::Unbounded);
+        for entry in tables.archive.range(&txn, &range)? {
+            let (bytes, record) = entry?;
+            let key = ArchiveKey::decode(bytes)
+                .ok_or_else(|| StoreError::Damaged("an archive key is not one".into()))?;
+            if *left == 0 {
+                self.next = Some(Bound::Included(bytes.to_vec()));
+                return Ok(false);
+            }
+            *left -= 1;
+            if let Some(authors) = &self.authors
+                && !authors.contains(key.pubkey())
+            {
+                let next = authors.range(*key.pubkey()..).next();
+                self.next = next.map(|author| Bound::Included(author.to_vec()));
+                return Ok(true);
+            }
+            let event = EventView::new(record).ok_or_else(|| {
+                let id = faster_hex::hex_string(key.id());
+                StoreError::Damaged(format!("the archived version {id} is no record"))
+            })?;
+            let is_meant = self.filters.iter().any(|filter| filter.matches(event))
+                && visible::is_archived_visible(environment, &txn, event, now)?;
+            if is_meant && !visit(event) {
+                self.next = Some(Bound::Included(bytes.to_vec()));
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+}
