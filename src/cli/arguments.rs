@@ -191,6 +191,10 @@ pub struct DeleteArguments {
     /// A filter as in NIP-01; several are ORed
     #[arg(long = "filter", value_name = "FILTER_JSON", required = true)]
     pub filters: Vec<String>,
+    /// Leave what is stored alone: only archived versions (store.keep_replaced), of which a filter without
+    /// a limit erases those that match in any case
+    #[arg(long)]
+    pub replaced: bool,
     /// Count what would be erased
     #[arg(long)]
     pub dry_run: bool,

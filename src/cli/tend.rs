@@ -13,29 +13,27 @@ use super::output::Output;
 use super::read::{configure, filters, store_options, unix_now};
 use crate::config::memory::Size;
 use crate::config::{Config, RetentionRule};
-use crate::ops::admin::{Client, Running};
+use crate::ops::admin::{Client, Reach, Running};
 use crate::ops::server;
-use crate::store::{self, Keep, Rule, Store, StoreError};
+use crate::store::{self, Doomed, Keep, Rule, Store, StoreError};
 
 /// Runs `delete`.
 pub fn delete(arguments: &DeleteArguments) -> Result<(), Failure> {
     let parsed = filters(&arguments.filters)?;
     let config = configure(&arguments.store)?;
     let dry_run = arguments.dry_run;
+    let reach = if arguments.replaced { Reach::Replaced } else { Reach::All };
     let deleted = if dry_run {
         let store = Store::open_read_only(&config.data, &store_options(&config))?;
-        server::delete(&store, parsed, |events| Ok::<_, StoreError>(events.len() as u64), told)?
+        let count = |doomed: Doomed| Ok::<_, StoreError>(doomed.len() as u64);
+        server::delete(&store, parsed, reach, count, told)?
     } else {
         // Opening for writing makes a store where there is none, which is not what is meant here.
         Store::open_read_only(&config.data, &store_options(&config)).map(drop)?;
         match Store::open(&config.data, &store_options(&config)) {
             Ok(store) => {
-                let erase = |events: Vec<_>| {
-                    let mut sum = 0;
-                    store.erase(&events, &mut |part| sum += part.len() as u64)?;
-                    Ok::<_, StoreError>(sum)
-                };
-                server::delete(&store, parsed, erase, told)?
+                let erase = |doomed: Doomed| erase(&store, doomed);
+                server::delete(&store, parsed, reach, erase, told)?
             }
             Err(held @ StoreError::Held { .. }) => {
                 let client = match Client::connect(&config.data) {
@@ -43,7 +41,7 @@ pub fn delete(arguments: &DeleteArguments) -> Result<(), Failure> {
                     Err(unreachable) => return Err(Failure::Held { held, unreachable }),
                 };
                 let values = arguments.filters.iter().map(|text| value_of(text)).collect();
-                client.delete(values, false, |sum| {
+                client.delete(values, reach, false, |sum| {
                     let _ = told(sum);
                 })?
             }
@@ -54,6 +52,16 @@ pub fn delete(arguments: &DeleteArguments) -> Result<(), Failure> {
     let mut output = Output::stdout();
     output.line(format!("{deleted} events {verb}").as_bytes())?;
     output.finish()
+}
+
+/// Erases at once; answers how many.
+fn erase(store: &Store, doomed: Doomed) -> Result<u64, StoreError> {
+    let mut sum = 0;
+    match doomed {
+        Doomed::Stored(events) => store.erase(&events, &mut |part| sum += part.len() as u64)?,
+        Doomed::Replaced(versions) => store.erase_replaced(&versions, &mut |part| sum += part)?,
+    }
+    Ok(sum)
 }
 
 /// The rules in force.
@@ -87,12 +95,10 @@ pub fn retain(arguments: &RetainArguments) -> Result<(), Failure> {
     while let Some(surplus) = pass.slice(&store)? {
         let (events, bytes) = &mut sums[surplus.rule];
         *bytes += surplus.bytes;
-        if dry_run {
-            *events += surplus.events.len() as u64;
-        } else {
-            store.erase(&surplus.events, &mut |part| *events += part.len() as u64)?;
+        for doomed in [Doomed::Stored(surplus.events), Doomed::Replaced(surplus.replaced)] {
+            total += doomed.len() as u64;
+            *events += if dry_run { doomed.len() as u64 } else { erase(&store, doomed)? };
         }
-        total += surplus.events.len() as u64;
         let _ = told(total);
     }
     let verb = if dry_run { "would be erased" } else { "erased" };

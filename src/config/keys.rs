@@ -412,7 +412,7 @@ pub const KEYS: &[Key] = &[
     key(
         "store.keep_replaced",
         Allowed::Flag,
-        "Whether versions of replaceable and addressable events that newer ones replace go to an archive, for          `rheostr export --replaced`, rather than being erased. Clients see the newest version either way;          deletions, requests to vanish and expirations erase archived versions, too.",
+        "Whether versions of replaceable and addressable events that newer ones replace go to an archive, for          `rheostr export --replaced`, rather than being erased. Clients see the newest version either way;          deletions, requests to vanish, expirations and rules of age erase archived versions, too.",
     ),
     key(
         "tuning.batch_bytes_max",

@@ -51,10 +51,24 @@ pub enum Request {
     Delete {
         /// Filter objects; ORed, `limit`s honoured.
         filters: Vec<Value>,
+        /// Among what.
+        #[serde(default)]
+        reach: Reach,
         /// Count only.
         #[serde(default)]
         dry_run: bool,
     },
+}
+
+/// Among what a deletion looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// Stored events and archived versions.
+    #[default]
+    All,
+    /// Archived versions alone.
+    Replaced,
 }
 
 /// What a running relay says of itself.
@@ -223,10 +237,11 @@ impl Client {
     pub fn delete(
         mut self,
         filters: Vec<Value>,
+        reach: Reach,
         dry_run: bool,
         mut progress: impl FnMut(u64),
     ) -> Result<u64, AdminError> {
-        self.send(&Request::Delete { filters, dry_run })?;
+        self.send(&Request::Delete { filters, reach, dry_run })?;
         loop {
             match self.reply()? {
                 Reply { deleted: Some(sum), done: Some(true), .. } => return Ok(sum),

@@ -13,13 +13,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::admin::{
-    CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, ChunkHead, LINE_BYTES_MAX, PATIENCE, Reply, Request,
+    CHUNK_BYTES_MAX, CHUNK_EVENTS_MAX, ChunkHead, LINE_BYTES_MAX, PATIENCE, Reach, Reply, Request,
     Running, SOCKET_NAME, Word, socket_path,
 };
 use super::line::read_line;
 use crate::nostr::{Event, Filter, KindClass, MessageReader, VerifiedEvent};
-use crate::relay::ports::{CommitBatch, Origin, Query, Sequence, Submission, Ticket, Verdict};
-use crate::store::{CommitSink, Store, StoreError, WriterHandle};
+use crate::relay::ports::{CommitBatch, Origin, Query, Submission, Ticket, Verdict};
+use crate::store::{CommitSink, Doomed, Store, StoreError, WriterHandle};
 
 /// Events erased by one step of a deletion.
 const DELETE_STEP_EVENTS: usize = 1_000;
@@ -123,27 +123,39 @@ impl Writes {
     }
 
     /// Has the writer erase events, so that shards forget them too; answers how many.
-    fn erase(&self, events: Vec<Sequence>) -> Result<u64, Fault> {
-        let erased = self.writer.erase_blocking(events);
+    fn erase(&self, doomed: Doomed) -> Result<u64, Fault> {
+        let erased = self.writer.erase_blocking(doomed);
         Ok(erased.ok_or_else(|| Fault::Told(SHUTTING_DOWN.into()))??)
     }
 }
 
 /// Deletes what matches, step by step, with `erase`, which answers how many events it erased; `progress`
-/// is told the sum so far after each and may end it.
+/// is told the sum so far after each and may end it. Archived versions match filters without a `limit`.
 ///
 /// # Errors
 /// What the store or `erase` said; earlier steps stay done.
 pub fn delete<E: From<StoreError>>(
     store: &Store,
     filters: Vec<Filter>,
-    mut erase: impl FnMut(Vec<Sequence>) -> Result<u64, E>,
+    reach: Reach,
+    mut erase: impl FnMut(Doomed) -> Result<u64, E>,
     mut progress: impl FnMut(u64) -> ControlFlow<()>,
 ) -> Result<u64, E> {
-    let mut scan = store.scan(Query { filters, limit_max: u64::MAX })?;
     let mut deleted = 0;
-    while !scan.is_done() {
-        deleted += erase(store.next_events(&mut scan, DELETE_STEP_EVENTS, unix_now())?)?;
+    let mut replaced = store.replaced(&filters);
+    if reach == Reach::All {
+        let mut scan = store.scan(Query { filters, limit_max: u64::MAX })?;
+        while !scan.is_done() {
+            let events = store.next_events(&mut scan, DELETE_STEP_EVENTS, unix_now())?;
+            deleted += erase(Doomed::Stored(events))?;
+            if progress(deleted).is_break() {
+                return Ok(deleted);
+            }
+        }
+    }
+    while !replaced.is_done() {
+        let versions = replaced.next_ids(store, DELETE_STEP_EVENTS, unix_now())?;
+        deleted += erase(Doomed::Replaced(versions))?;
         if progress(deleted).is_break() {
             break;
         }
@@ -227,7 +239,9 @@ impl Connection {
         match request {
             Request::Info {} => Ok(self.send(&shared.running)?),
             Request::Import {} => self.import(&shared.writes),
-            Request::Delete { filters, dry_run } => self.delete(shared, &filters, dry_run),
+            Request::Delete { filters, reach, dry_run } => {
+                self.delete(shared, &filters, reach, dry_run)
+            }
         }
     }
 
@@ -279,18 +293,24 @@ impl Connection {
         }
     }
 
-    fn delete(&mut self, shared: &Shared, filters: &[Value], dry_run: bool) -> Result<(), Fault> {
+    fn delete(
+        &mut self,
+        shared: &Shared,
+        filters: &[Value],
+        reach: Reach,
+        dry_run: bool,
+    ) -> Result<(), Fault> {
         let filters: Vec<Filter> = filters
             .iter()
             .map(|filter| self.reader.read_filter(filter.to_string().into_bytes().as_mut_slice()))
             .collect::<Result<_, _>>()
             .map_err(Fault::Told)?;
         let mut broken = Ok(());
-        let erase = |events: Vec<Sequence>| match dry_run {
-            true => Ok(events.len() as u64),
-            false => shared.writes.lock().unwrap_or_else(PoisonError::into_inner).erase(events),
+        let erase = |doomed: Doomed| match dry_run {
+            true => Ok(doomed.len() as u64),
+            false => shared.writes.lock().unwrap_or_else(PoisonError::into_inner).erase(doomed),
         };
-        let deleted = delete(&shared.store, filters, erase, |sum| {
+        let deleted = delete(&shared.store, filters, reach, erase, |sum| {
             broken = self.send(&Reply { deleted: Some(sum), ..Reply::default() });
             if broken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;

@@ -9,7 +9,7 @@ use super::error::StoreError;
 use super::schema::{Backlog, Phase, Suffix, tag_prefix};
 use super::transaction::{Transaction, suffix_of};
 use super::visible::recipients;
-use crate::nostr::event::Pubkey;
+use crate::nostr::event::{Id, Pubkey};
 use crate::nostr::{EventView, Kind, TagRef};
 use crate::relay::ports::{Erased, Sequence};
 
@@ -20,6 +20,32 @@ pub struct Maintained {
     pub erased: Vec<Erased>,
     /// Whether more is to be done.
     pub more: bool,
+}
+
+/// What is to be erased at somebody's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doomed {
+    /// Stored events.
+    Stored(Vec<Sequence>),
+    /// Archived versions.
+    Replaced(Vec<Id>),
+}
+
+impl Doomed {
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Stored(events) => events.len(),
+            Self::Replaced(versions) => versions.len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Erases at most `events_max` events, and as many archived versions, that have expired at `now` or belong to a
@@ -76,6 +102,39 @@ pub(super) fn erase(
             Ok(())
         }
     }
+}
+
+/// As [`erase`], of archived versions; `erased` is told how many.
+pub(super) fn erase_archived(
+    environment: &Environment,
+    versions: &[Id],
+    erased: &mut dyn FnMut(u64),
+) -> Result<(), StoreError> {
+    match erase_archived_together(environment, versions) {
+        Err(error) if error.is_map_full() && versions.len() > 1 => {
+            let (first, rest) = versions.split_at(versions.len() / 2);
+            erase_archived(environment, first, erased)?;
+            erase_archived(environment, rest, erased)
+        }
+        Err(error) => Err(error),
+        Ok(part) => {
+            erased(part);
+            Ok(())
+        }
+    }
+}
+
+fn erase_archived_together(environment: &Environment, versions: &[Id]) -> Result<u64, StoreError> {
+    let mut t = Transaction::begin(environment)?;
+    let mut erased = 0;
+    for id in versions {
+        if let Some(key) = t.find_archived(id)? {
+            t.erase_archived(&key)?;
+            erased += 1;
+        }
+    }
+    t.commit()?;
+    Ok(erased)
 }
 
 fn erase_together(

@@ -76,7 +76,7 @@ pub use copies::{Backup, Compacted, Copied};
 pub use environment::{Durability, Options};
 pub use error::StoreError;
 pub use export::ExportRange;
-pub use maintain::Maintained;
+pub use maintain::{Doomed, Maintained};
 pub use names::RelayNames;
 pub use ranked::Search;
 pub use reader_table::{Reader, readers};
@@ -92,6 +92,7 @@ pub use writer::{CommitSink, CommitStats, Writer, WriterHandle, WriterOptions};
 use environment::{Environment, Hold, Mode, hold_files, lock_directory};
 
 use crate::nostr::Filter;
+use crate::nostr::event::Id;
 use crate::relay::ports::{CommitBatch, Erased, Query, Sequence, Submission};
 
 /// Entries examined between two looks at whether the transaction should end, where nobody waits.
@@ -329,6 +330,21 @@ impl Store {
             return Ok(());
         }
         self.write(|environment| maintain::erase(environment, events, erased))
+    }
+
+    /// As [`Store::erase`], of archived versions by their ids; `erased` is told how many.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written; what `erased` was told of stays erased.
+    pub fn erase_replaced(
+        &self,
+        versions: &[Id],
+        erased: &mut dyn FnMut(u64),
+    ) -> Result<(), StoreError> {
+        if versions.is_empty() {
+            return Ok(());
+        }
+        self.write(|environment| maintain::erase_archived(environment, versions, erased))
     }
 
     /// Erases up to `events_max` events that have expired or whose author has vanished, and as many archived

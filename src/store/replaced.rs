@@ -8,7 +8,7 @@ use super::error::StoreError;
 use super::export::{CHUNK_BYTES, CHUNK_ENTRIES};
 use super::schema::ArchiveKey;
 use super::{Store, visible};
-use crate::nostr::event::Pubkey;
+use crate::nostr::event::{Id, Pubkey};
 use crate::nostr::{EventView, Filter};
 
 /// A walk over archived versions and how far it has come. Owned, without any transaction.
@@ -54,7 +54,7 @@ impl Store {
         let (mut records, mut ends, mut visited) = (Vec::new(), Vec::new(), 0);
         while !walk.is_done() {
             records.clear();
-            walk.slice(self, now, &mut |event| {
+            walk.slice(self, CHUNK_ENTRIES, now, &mut |event| {
                 let room = records.len() < CHUNK_BYTES;
                 if room {
                     records.extend_from_slice(event.record());
@@ -83,7 +83,26 @@ impl Replaced {
         self.next.is_none()
     }
 
-    /// Goes on for as long as one transaction may last, or until `visit` says that it has no room for a version;
+    /// The ids of the next versions, at most `most`. There are no more when the walk is done.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn next_ids(
+        &mut self,
+        store: &Store,
+        most: usize,
+        now: u64,
+    ) -> Result<Vec<Id>, StoreError> {
+        let mut ids = Vec::new();
+        self.slice(store, CHUNK_ENTRIES, now, &mut |event| {
+            let room = ids.len() < most;
+            ids.extend(room.then(|| *event.id()));
+            room
+        })?;
+        Ok(ids)
+    }
+
+    /// Goes on by at most `entries` versions, or until `visit` says that it has no room for a version;
     /// that one comes first in the next slice.
     ///
     /// # Errors
@@ -91,6 +110,7 @@ impl Replaced {
     pub fn slice(
         &mut self,
         store: &Store,
+        entries: usize,
         now: u64,
         visit: &mut dyn FnMut(EventView<'_>) -> bool,
     ) -> Result<(), StoreError> {
@@ -99,7 +119,7 @@ impl Replaced {
             self.next = None;
             return Ok(());
         };
-        let mut left = CHUNK_ENTRIES;
+        let mut left = entries;
         while left > 0 && self.range(&environment, tables, &mut left, now, visit)? {}
         Ok(())
     }

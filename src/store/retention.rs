@@ -9,6 +9,9 @@
 //! Deletions (kind 5) and requests to vanish (62) stay unless a rule names their kind: `check --repair`
 //! learns from them what was taken back. What has expired or vanished is left to maintenance, and not
 //! counted.
+//!
+//! Rules of age are about archived versions as well. The others count what is stored alone: the archive is in no
+//! order of time, and what an author may have there is no number of events that anybody sees.
 
 use std::collections::HashSet;
 use std::ops::Bound;
@@ -17,11 +20,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::environment::Environment;
 use super::error::StoreError;
+use super::maintain::Doomed;
+use super::replaced::Replaced;
 use super::scan::Scan;
 use super::transaction::suffix_of;
 use super::writer::WriterHandle;
 use super::{Store, visible};
-use crate::nostr::event::Pubkey;
+use crate::nostr::event::{Id, Pubkey};
 use crate::nostr::{EventView, Filter, Kind};
 use crate::relay::ports::{Query, Sequence};
 
@@ -69,8 +74,10 @@ impl Rule {
 pub struct Surplus {
     /// Position of the rule.
     pub rule: usize,
-    /// To be erased; may be empty.
+    /// Stored events to be erased; may be empty.
     pub events: Vec<Sequence>,
+    /// Archived versions to be erased; may be empty.
+    pub replaced: Vec<Id>,
     /// Bytes of their records.
     pub bytes: u64,
 }
@@ -85,7 +92,13 @@ pub struct Pass {
     /// What decides ages, in seconds.
     now: u64,
     /// Of a pass after which nothing is erased: what it has found.
-    found: Option<HashSet<Sequence>>,
+    found: Option<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    events: HashSet<Sequence>,
+    replaced: HashSet<Id>,
 }
 
 #[derive(Debug)]
@@ -103,6 +116,8 @@ enum Walk {
         /// Events kept of the keys that begin as the last one.
         kept: Vec<(Pubkey, u64)>,
     },
+    /// Archived versions.
+    Replaced(Replaced),
 }
 
 impl Store {
@@ -110,7 +125,7 @@ impl Store {
     /// finds is then not found by the next, at the cost of remembering it.
     #[must_use]
     pub fn retain(&self, rules: Vec<Rule>, now: u64, dry_run: bool) -> Pass {
-        Pass { rules, at: 0, walk: None, now, found: dry_run.then(HashSet::new) }
+        Pass { rules, at: 0, walk: None, now, found: dry_run.then(Found::default) }
     }
 }
 
@@ -133,8 +148,11 @@ impl Pass {
         let done = walk.slice(store, self.now, &mut taking)?;
         let surplus = taking.surplus;
         if done {
-            self.walk = None;
-            self.at += 1;
+            self.walk = match walk {
+                Walk::Newest { .. } => Walk::replaced(store, rule, self.now),
+                Walk::Authors { .. } | Walk::Replaced(_) => None,
+            };
+            self.at += usize::from(self.walk.is_none());
         }
         Ok(Some(surplus))
     }
@@ -143,14 +161,14 @@ impl Pass {
 /// What a slice finds.
 struct Taking<'p> {
     rule: &'p Rule,
-    found: Option<&'p mut HashSet<Sequence>>,
+    found: Option<&'p mut Found>,
     surplus: Surplus,
 }
 
 impl Taking<'_> {
     /// Whether the rule looks at the event at all.
     fn is_about(&self, seq: Sequence, event: EventView<'_>) -> bool {
-        let gone = self.found.as_ref().is_some_and(|found| found.contains(&seq));
+        let gone = self.found.as_ref().is_some_and(|found| found.events.contains(&seq));
         !gone && self.rule.is_about(event.kind())
     }
 
@@ -162,7 +180,15 @@ impl Taking<'_> {
         self.surplus.events.push(seq);
         self.surplus.bytes += event.record().len() as u64;
         if let Some(found) = &mut self.found {
-            found.insert(seq);
+            found.events.insert(seq);
+        }
+    }
+
+    fn take_replaced(&mut self, event: EventView<'_>) {
+        let is_new = self.found.as_mut().is_none_or(|found| found.replaced.insert(*event.id()));
+        if is_new {
+            self.surplus.replaced.push(*event.id());
+            self.surplus.bytes += event.record().len() as u64;
         }
     }
 }
@@ -173,13 +199,21 @@ impl Walk {
             // Before every key; LMDB takes none that is empty.
             Keep::OfAuthor(_) => return Ok(Self::Authors { last: vec![0], kept: Vec::new() }),
             // Nothing is older than the epoch.
-            Keep::AgeS(age_s) => now.checked_sub(age_s).and_then(|oldest| oldest.checked_sub(1)),
+            Keep::AgeS(age_s) => too_old(now, age_s),
             Keep::Bytes(_) => Some(u64::MAX),
         };
         let limit = if until.is_none() { Some(0) } else { None };
         let filter = Filter { kinds: rule.kinds.clone(), until, limit, ..Filter::default() };
         let query = Query { filters: vec![filter], limit_max: u64::MAX };
         Ok(Self::Newest { scan: Box::new(store.scan(query)?), kept_bytes: 0 })
+    }
+
+    /// What a rule is about besides what is stored.
+    fn replaced(store: &Store, rule: &Rule, now: u64) -> Option<Self> {
+        let Keep::AgeS(age_s) = rule.keep else { return None };
+        let until = Some(too_old(now, age_s)?);
+        let filter = Filter { kinds: rule.kinds.clone(), until, ..Filter::default() };
+        Some(Self::Replaced(store.replaced(&[filter])))
     }
 
     /// Goes on by one slice; whether it is done.
@@ -217,8 +251,23 @@ impl Walk {
                 let environment = store.environment()?;
                 walk_authors(&environment, now, last, kept, taking)
             }
+            Self::Replaced(walk) => {
+                walk.slice(store, SLICE_ENTRIES, now, &mut |event| {
+                    let room = taking.surplus.replaced.len() < SLICE_EVENTS_MAX;
+                    if room {
+                        taking.take_replaced(event);
+                    }
+                    room
+                })?;
+                Ok(walk.is_done())
+            }
         }
     }
+}
+
+/// The last second of what is older than `age_s`, if there is one.
+fn too_old(now: u64, age_s: u64) -> Option<u64> {
+    now.checked_sub(age_s).and_then(|oldest| oldest.checked_sub(1))
 }
 
 /// Goes on in the index of authors behind `last`; whether its end was reached.
@@ -318,11 +367,12 @@ fn run(
     loop {
         let began = Instant::now();
         let Some(surplus) = pass.slice(store)? else { break };
-        if !surplus.events.is_empty() {
-            let Some(erased) = writer.erase_blocking(surplus.events) else { return Ok(()) };
+        let found = [Doomed::Stored(surplus.events), Doomed::Replaced(surplus.replaced)];
+        for doomed in found.into_iter().filter(|doomed| !doomed.is_empty()) {
+            let Some(erased) = writer.erase_blocking(doomed) else { return Ok(()) };
             events += erased?;
-            bytes += surplus.bytes;
         }
+        bytes += surplus.bytes;
         let rest = began.elapsed() * RESTS_PER_SLICE;
         if stopped.recv_timeout(rest) != Err(flume::RecvTimeoutError::Timeout) {
             break;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Durability, Store, StoreError, Terms};
+use super::{Doomed, Durability, Store, StoreError, Terms};
 use crate::nostr::Kind;
 use crate::relay::ports::{CommitBatch, Erased, Sequence, Submission, Verdict};
 
@@ -105,9 +105,9 @@ enum Work {
     Close,
 }
 
-/// Events to be erased, and who waits until they are.
+/// What is to be erased, and who waits until it is.
 struct Erasure {
-    events: Vec<Sequence>,
+    doomed: Doomed,
     done: flume::Sender<Result<u64, StoreError>>,
 }
 
@@ -135,15 +135,15 @@ impl WriterHandle {
         self.queue.send(Work::Store(submissions)).map_err(|error| returned(error.into_inner()))
     }
 
-    /// Erases events, as [`Store::erase`] does, between two batches, and publishes that; answers how many
-    /// they were. For threads that may block. `None` when the writer is closed.
+    /// Erases events or archived versions, as [`Store::erase`] and [`Store::erase_replaced`] do, between two
+    /// batches, and publishes that of events; answers how many they were. For threads that may block. `None` when the writer is closed.
     ///
     /// # Errors
     /// When the store cannot be read or written; then some of them may be erased, which is published.
     #[must_use]
-    pub fn erase_blocking(&self, events: Vec<Sequence>) -> Option<Result<u64, StoreError>> {
+    pub fn erase_blocking(&self, doomed: Doomed) -> Option<Result<u64, StoreError>> {
         let (done, erased) = flume::bounded(1);
-        self.queue.send(Work::Erase(Erasure { events, done })).ok()?;
+        self.queue.send(Work::Erase(Erasure { doomed, done })).ok()?;
         erased.recv().ok()
     }
 
@@ -373,13 +373,16 @@ impl State {
     }
 
     /// What is to be erased at somebody's word.
-    fn erase(&mut self, Erasure { events, done }: Erasure) {
+    fn erase(&mut self, Erasure { doomed, done }: Erasure) {
         let mut sum = 0;
-        let result = self.prove_if_failing_but_full().and_then(|_full| {
-            self.store.erase(&events, &mut |part| {
+        let result = self.prove_if_failing_but_full().and_then(|_full| match doomed {
+            Doomed::Stored(events) => self.store.erase(&events, &mut |part| {
                 sum += part.len() as u64;
                 self.publish_erased(part);
-            })
+            }),
+            Doomed::Replaced(versions) => {
+                self.store.erase_replaced(&versions, &mut |part| sum += part)
+            }
         });
         match &result {
             Ok(()) => self.note_commit(),

@@ -91,3 +91,50 @@ fn a_relay_that_keeps_replaced_versions_serves_the_newest() {
     assert_eq!(relay.stop().code, 0);
     ok(&["check", "--data", &data]);
 }
+
+#[test]
+fn deletion_reaches_archived_versions_and_may_be_kept_to_them() {
+    let dir = Directory::new();
+    let data = dir.file("data");
+    import(&data, &lines(&versions()), KEEP);
+    let profiles = json!({"kinds": [0], "until": 1_700_000_002}).to_string();
+    let articles = json!({"kinds": [30_023]}).to_string();
+    let limited = json!({"kinds": [30_023], "limit": 9}).to_string();
+    let delete = |filter: &str, more: &[&str]| {
+        ok(&[&["delete", "--data", &data, "--filter", filter], more].concat())
+    };
+    let counts = || {
+        let info: Value = serde_json::from_str(&ok(&["info", "--data", &data, "--json"])).unwrap();
+        (info["events"].as_u64().unwrap(), info["replaced"].as_u64().unwrap())
+    };
+    assert_eq!(delete(&articles, &["--dry-run"]), "5 events would be deleted\n");
+    assert_eq!(delete(&articles, &["--dry-run", "--replaced"]), "4 events would be deleted\n");
+    assert_eq!(counts(), (2, 8));
+    assert_eq!(delete(&profiles, &[]), "3 events deleted\n");
+    assert_eq!(delete(&articles, &["--replaced"]), "4 events deleted\n");
+    assert_eq!(counts(), (2, 1));
+    // They may come again; a limit is about what is stored.
+    import(&data, &lines(&versions()), KEEP);
+    assert_eq!(delete(&limited, &[]), "1 events deleted\n");
+    assert_eq!(counts(), (1, 8));
+
+    let relay = Relay::start(&data, KEEP);
+    assert_eq!(delete("{}", &["--replaced"]), "8 events deleted\n");
+    assert_eq!(counts(), (1, 0));
+    assert_eq!(relay.stop().code, 0);
+    ok(&["check", "--data", &data]);
+}
+
+#[test]
+fn rules_of_age_erase_archived_versions() {
+    let dir = Directory::new();
+    let data = dir.file("data");
+    import(&data, &lines(&versions()), KEEP);
+    let rule = "retention=[{kinds = [0], age_s_max = 1000}]";
+    let dry = ok(&["retain", "--data", &data, "--set", rule, "--dry-run"]);
+    assert!(dry.starts_with("5 events, "), "{dry}");
+    let done = ok(&["retain", "--data", &data, "--set", rule]);
+    assert_eq!(done, dry.replace("would be erased", "erased"));
+    assert_eq!(replaced(&data).lines().count(), 4);
+    ok(&["check", "--data", &data]);
+}

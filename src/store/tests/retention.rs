@@ -59,13 +59,20 @@ fn naive(events: &[Event], rule: &Rule) -> (Vec<Event>, (u64, u64)) {
 
 /// Runs a pass; events and bytes by rule.
 fn run(store: &Store, rules: &[Rule], dry_run: bool) -> Vec<(u64, u64)> {
+    run_at(store, rules, dry_run, NOW)
+}
+
+fn run_at(store: &Store, rules: &[Rule], dry_run: bool, now: u64) -> Vec<(u64, u64)> {
     let mut sums = vec![(0, 0); rules.len()];
-    let mut pass = store.retain(rules.to_vec(), NOW, dry_run);
-    while let Some(Surplus { rule, events, bytes }) = pass.slice(store).unwrap() {
-        sums[rule].0 += events.len() as u64;
+    let mut pass = store.retain(rules.to_vec(), now, dry_run);
+    while let Some(Surplus { rule, events, replaced, bytes }) = pass.slice(store).unwrap() {
+        sums[rule].0 += (events.len() + replaced.len()) as u64;
         sums[rule].1 += bytes;
         if !dry_run {
             erase(store, &events);
+            let mut erased = 0;
+            store.erase_replaced(&replaced, &mut |part| erased += part).unwrap();
+            assert_eq!(erased, replaced.len() as u64);
         }
     }
     sums
@@ -151,18 +158,45 @@ fn deletions_stay_unless_they_are_named() {
     assert_sound(&store);
 }
 
+/// Archived versions grow too old as what is stored does, each found by one rule; they are not counted among
+/// an author's events and bytes.
+#[test]
+fn rules_of_age_are_about_archived_versions_too() {
+    let (store, _dir) = store();
+    let version = |kind, n: u32| event(id(1, n), 1, kind, 100 + u64::from(n), &[["d", "x"]]);
+    let articles = (0..600).map(|n| version(30023, n));
+    let versions: Vec<_> = articles.chain((1_000..1_600).map(|n| version(0, n))).collect();
+    let now = 2_000;
+    apply_by(&keeping(), &store, &versions, now);
+    let rule = |kinds, keep| Rule { kinds, keep };
+    let kept = [rule(None, Keep::OfAuthor(2)), rule(None, Keep::Bytes(100_000))];
+    assert_eq!(run_at(&store, &kept, false, now), [(0, 0), (0, 0)]);
+    // 500 articles, then what is left of both that came before the second 1,300, a stored article with it.
+    let old = [rule(Some(vec![30023]), Keep::AgeS(1_400)), rule(None, Keep::AgeS(700))];
+    let dry = run_at(&store, &old, true, now);
+    assert_eq!((dry[0].0, dry[1].0), (500, 100 + 200));
+    assert_eq!(store.info().unwrap().replaced, 2 * 599);
+    assert_eq!(run_at(&store, &old, false, now), dry);
+    assert_eq!(replaced_ids(&store, now), (1_200..1_599).map(|n| id(1, n)).collect::<Vec<_>>());
+    assert_eq!(visible_ids(&store, now), [id(1, 1_599)]);
+    assert_sound(&store);
+}
+
 #[test]
 fn a_running_relay_applies_its_rules_by_its_writer() {
     let (store, _dir) = store();
-    let events: Vec<_> = (0..500).map(|n| event(id(1, n), 1, 1, 100, &[])).collect();
-    apply(&store, &events, NOW);
+    let mut events: Vec<_> = (0..500).map(|n| event(id(1, n), 1, 1, 100, &[])).collect();
+    events.extend((0..500).map(|n| event(id(2, n), 1, 0, 200 + u64::from(n), &[])));
+    apply_by(&keeping(), &store, &events, NOW);
     let options = WriterOptions::default();
     let writer = Writer::spawn(store.clone(), options, terms(), Vec::new(), Box::new(|_| {}));
     let writer = writer.unwrap();
-    let rules = vec![Rule { kinds: None, keep: Keep::OfAuthor(3) }];
+    let old = Rule { kinds: Some(vec![0]), keep: Keep::AgeS(1_000) };
+    let rules = vec![Rule { kinds: None, keep: Keep::OfAuthor(3) }, old];
     let retention = Retention::spawn(store.clone(), writer.handle(), rules).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
-    while store.info().unwrap().events > 3 {
+    let left = || store.info().map(|info| (info.events, info.replaced)).unwrap();
+    while left() != (2, 0) {
         assert!(Instant::now() < deadline, "the first pass begins at once");
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -7,7 +7,7 @@ use crate::nostr::{Filter, TagValue};
 use crate::relay::ports::{Chunk, CommitBatch, Erased, Query, Submission, Ticket, Verdict};
 use crate::store::testing::*;
 use crate::store::{
-    CommitSink, CommitStats, Options, ReadJob, Readers, Scan, SliceBudget, Store, Writer,
+    CommitSink, CommitStats, Doomed, Options, ReadJob, Readers, Scan, SliceBudget, Store, Writer,
     WriterOptions,
 };
 
@@ -232,11 +232,11 @@ fn what_is_erased_at_somebodys_word_is_published_between_two_commits() {
     handle.submit_blocking(vec![submission(1)]).unwrap();
     handle.submit_blocking(vec![submission(2)]).unwrap();
     // The third is not there yet.
-    assert!(matches!(handle.erase_blocking(vec![2, 3]), Some(Ok(1))));
+    assert!(matches!(handle.erase_blocking(Doomed::Stored(vec![2, 3])), Some(Ok(1))));
     handle.submit_blocking(vec![submission(3)]).unwrap();
-    assert!(matches!(handle.erase_blocking(vec![7]), Some(Ok(0))));
+    assert!(matches!(handle.erase_blocking(Doomed::Stored(vec![7])), Some(Ok(0))));
     writer.close();
-    assert!(handle.erase_blocking(vec![1]).is_none(), "closed");
+    assert!(handle.erase_blocking(Doomed::Stored(vec![1])).is_none(), "closed");
     let batches: Vec<_> = sink.drain().collect();
     let told = |batch: &Arc<CommitBatch>| {
         let stored: Vec<u64> = batch.stored.iter().map(|(seq, _)| *seq).collect();
