@@ -77,6 +77,8 @@
 //!   as long as somebody waits for it, and all their bytes have one bound (`limits.live_bytes_max`).
 //! - While more events wait to be verified, those of several ticks go to the writer together. One by one
 //!   each wakes it, and on a shared core it commits each alone, which makes small batches to listeners.
+//! - The store has no index by author alone: what an author wrote is a merge over the kinds that are there. It
+//!   was one of four pages written with each event, and filters by author name kinds, nearly always.
 //! - A socket takes 16 KiB that it has not sent, less than a batch: the kernel's own queue is behind every
 //!   lane of ours, and the thousandth deaf subscriber is served until it is full.
 

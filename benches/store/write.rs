@@ -20,8 +20,7 @@ use crate::{directory, option, quartiles, value};
 
 /// Tables that adding an event writes; the sequence number is the key of the first, the value of the
 /// second, and what the keys of the others end in.
-pub const TABLES: [&str; 8] =
-    ["event", "id", "time", "author", "author_kind", "kind", "tag", "expire"];
+pub const TABLES: [&str; 7] = ["event.2", "id", "time.2", "author_kind", "kind", "tag", "expire"];
 
 pub type Table = Database<Bytes, Bytes>;
 /// Key and value.
@@ -143,6 +142,9 @@ fn rows_of(dir: &Path, batches: &[Vec<Event>], stored: u64) -> Vec<Rows> {
             let holder = if *name == "id" { value } else { key };
             let mut seq = [0; 8];
             seq[2..].copy_from_slice(&holder[holder.len() - 6..]);
+            if *name == "time.2" {
+                seq[2..].iter_mut().for_each(|byte| *byte = !*byte);
+            }
             let seq = u64::from_be_bytes(seq);
             if seq > stored {
                 let batch = usize::try_from((seq - stored - 1) / batch_events).expect("small");

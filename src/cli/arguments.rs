@@ -79,6 +79,12 @@ pub enum Command {
     /// For a directory that no relay and no other command uses. Needs room for a second file; a
     /// crash leaves the old file in place, or the new one.
     Compact(StoreArguments),
+    /// Bring the store of an older build to the schema of this one
+    ///
+    /// A relay does so when it starts, before it listens. This does it ahead, and says so when nothing
+    /// is to be done. A crash leaves it to be gone on with; older builds cannot read it from then on, so
+    /// make a backup first, with the older build.
+    Migrate(StoreArguments),
     /// Check or print the configuration
     Config(ConfigCommandArguments),
 }

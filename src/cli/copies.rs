@@ -1,4 +1,4 @@
-//! `backup`, `restore`, `compact`: the data file as a whole.
+//! `backup`, `restore`, `compact`, `migrate`: the data file as a whole.
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::output::Output;
 use super::read::{configure, open, store_options, unix_now};
 use super::tend::tell;
-use crate::store::{Copied, Store};
+use crate::store::{Copied, SCHEMA_VERSION, Store, StoreError};
 
 /// Runs `backup`.
 pub fn backup(arguments: &BackupArguments) -> Result<(), Failure> {
@@ -65,6 +65,34 @@ pub fn restore(arguments: &RestoreArguments) -> Result<(), Failure> {
         return Ok(());
     }
     tell(&Store::open_read_only(&config.data, &options)?.check()?)
+}
+
+/// Runs `migrate`.
+pub fn migrate(arguments: &StoreArguments) -> Result<(), Failure> {
+    let config = configure(arguments)?;
+    let options = store_options(&config);
+    // Opening for writing makes a store where there is none, which is not what is meant here.
+    let text = match Store::open_read_only(&config.data, &options) {
+        Ok(store) => {
+            let version = store.info()?.schema_version;
+            format!("{}: schema {version} already", config.data.display())
+        }
+        Err(StoreError::Schema { found, .. }) if found < SCHEMA_VERSION => {
+            let started = Instant::now();
+            let info = Store::open(&config.data, &options)?.info()?;
+            format!(
+                "{}: {} events, schema {}, in {:.1} s",
+                config.data.display(),
+                info.events,
+                info.schema_version,
+                started.elapsed().as_secs_f64(),
+            )
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut output = Output::stdout();
+    output.line(text.as_bytes())?;
+    output.finish()
 }
 
 /// Runs `compact`.

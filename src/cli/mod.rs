@@ -51,6 +51,7 @@ pub fn run(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Exit
         Some(Command::Backup(command)) => copies::backup(&command),
         Some(Command::Restore(command)) => copies::restore(&command),
         Some(Command::Compact(command)) => copies::compact(&command),
+        Some(Command::Migrate(command)) => copies::migrate(&command),
         Some(Command::Config(command)) => config::run(&command),
     };
     match outcome {

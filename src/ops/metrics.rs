@@ -335,6 +335,10 @@ impl Sources {
             let help = "Read transactions open at once, the most so far, of all processes.";
             gauge("store_readers", help, info.readers.into())?;
         }
+        if let Ok(records) = self.store.damaged_records() {
+            let help = "Stored events found damaged since the start, which are served no more.";
+            gauge("store_damaged_records", help, records)?;
+        }
         let help = "Times another thread had to wake the shard.";
         let mut wakes = encoder.encode_descriptor("wakes", help, None, MetricType::Counter)?;
         for (shard, address) in self.addresses.iter().enumerate() {

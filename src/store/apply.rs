@@ -257,11 +257,18 @@ fn delete_address(
     if mark.seq == 0 {
         return Ok(());
     }
-    let stored = t.environment().indexed(t.read(), mark.seq)?;
-    if stored.created_at() <= request.created_at() {
-        t.erase(mark.seq)?;
+    if mark.created_at() <= request.created_at() {
+        erase(t, mark.seq)?;
     }
     Ok(())
+}
+
+/// Erases an event, unless its record is damaged: that is served no more either way.
+fn erase(t: &mut Transaction<'_>, seq: Sequence) -> Result<(), StoreError> {
+    match t.erase(seq) {
+        Err(StoreError::Record { .. }) => Ok(()),
+        erased => erased,
+    }
 }
 
 /// Reads `kind:pubkey:d` (NIP-01, "Tags"); `None` when it is another key's or names no address.

@@ -17,7 +17,7 @@ use super::environment::{Environment, Table, number, sequence};
 use super::names::Text;
 use super::schema::{
     Address, Backlog, Hasher, IndexKeys, META_SCHEMA, Mark, SCHEMA_VERSION, Suffix, address,
-    address_of, short, tag_hint, tag_key, tag_prefixes, tomb_key,
+    address_of, id_rest, record_of, short, tag_hint, tag_key, tag_prefixes, tomb_key, unseal,
 };
 use super::transaction::find;
 use super::{Store, StoreError, visible};
@@ -110,7 +110,6 @@ struct Check<'c> {
 struct Found {
     id: u64,
     time: u64,
-    author: u64,
     author_kind: u64,
     kind: u64,
     tag: u64,
@@ -143,20 +142,24 @@ impl<'c> Check<'c> {
     /// Each record by itself. Those that cannot be worked with are left out of the rest.
     fn records(&mut self) -> Result<(), StoreError> {
         for entry in self.environment.tables.event.iter(self.txn)? {
-            let (key, record) = entry?;
+            let (key, value) = entry?;
             self.report.events += 1;
             let Ok(key) = key.try_into() else {
                 self.difference(|| format!("event: a key of {} bytes", key.len()));
                 continue;
             };
             let seq = Sequence::from_be_bytes(key);
-            let sound = match EventView::new(record) {
-                Some(event) => self.record(event, format_args!("event {seq}")),
+            let sealed = unseal(seq, value).is_some();
+            let sound = match record_of(value).and_then(EventView::new) {
+                Some(event) => self.record(event, format_args!("event {seq}")) && sealed,
                 None => {
                     self.difference(|| format!("event {seq}: not a record"));
                     false
                 }
             };
+            if !sealed {
+                self.difference(|| format!("event {seq}: its checksum is that of another record"));
+            }
             if !sound {
                 self.unreadable.push(seq);
             }
@@ -183,8 +186,8 @@ impl<'c> Check<'c> {
         if self.is_unreadable(seq) {
             return Ok(None);
         }
-        let record = self.environment.tables.event.get(self.txn, &seq.to_be_bytes())?;
-        Ok(record.and_then(EventView::new))
+        let value = self.environment.tables.event.get(self.txn, &seq.to_be_bytes())?;
+        Ok(value.and_then(record_of).and_then(EventView::new))
     }
 
     fn is_unreadable(&self, seq: Sequence) -> bool {
@@ -247,8 +250,8 @@ impl<'c> Check<'c> {
             &event.id()[..]
         };
         self.found.id += self.expect("id", tables.id, at, &value, seq)?;
-        self.found.time += self.expect("time", tables.time, &keys.time, event.id(), seq)?;
-        self.found.author += self.expect("author", tables.author, &keys.author, &[], seq)?;
+        let rest = id_rest(event.id());
+        self.found.time += self.expect("time", tables.time, &keys.time, &rest, seq)?;
         self.found.author_kind +=
             self.expect("author_kind", tables.author_kind, &keys.author_kind, &[], seq)?;
         self.found.kind += self.expect("kind", tables.kind, &keys.kind, &[], seq)?;
@@ -258,7 +261,7 @@ impl<'c> Check<'c> {
         let hint = tag_hint(event);
         tag_prefixes(event, &self.environment.hasher, prefixes);
         for prefix in prefixes {
-            let key = tag_key(prefix, &keys.time);
+            let key = tag_key(prefix, &keys.suffix);
             self.found.tag += self.expect("tag", tables.tag, &key, &hint, seq)?;
         }
         Ok(())
@@ -365,7 +368,6 @@ impl<'c> Check<'c> {
         let counted = [
             ("id", tables.id, found.id),
             ("time", tables.time, found.time),
-            ("author", tables.author, found.author),
             ("author_kind", tables.author_kind, found.author_kind),
             ("kind", tables.kind, found.kind),
             ("tag", tables.tag, found.tag),
@@ -393,6 +395,7 @@ impl<'c> Check<'c> {
         let seq = match name {
             "id" => sequence(value).ok(),
             "expire" => key.last_chunk().copied().map(super::schema::long),
+            "time" => Suffix::ending(key).map(|suffix| suffix.turned().seq()),
             _ => Suffix::ending(key).map(|suffix| suffix.seq()),
         };
         let Some(seq) = seq else { return Ok(false) };
@@ -401,11 +404,10 @@ impl<'c> Check<'c> {
         Ok(match name {
             "id" => key == &event.id()[..16] || key == event.id(),
             "time" => key == keys.time,
-            "author" => key == keys.author,
             "author_kind" => key == keys.author_kind,
             "kind" => key == keys.kind,
             "expire" => keys.expire.is_some_and(|expire| key == expire),
-            "tag" => is_tag_key(event, key, &keys.time, &self.environment.hasher),
+            "tag" => is_tag_key(event, key, &keys.suffix, &self.environment.hasher),
             other => unreachable!("{other} is no index"),
         })
     }

@@ -14,7 +14,7 @@ use heed::CompactionOption;
 
 use super::beside::{Beside, Over};
 use super::environment::{Environment, Hold, Mode, hold_files, lock_directory};
-use super::{Options, Store, StoreError};
+use super::{Options, Store, StoreError, migrate};
 use crate::relay::ports::Sequence;
 
 /// Name of the directory in which a store's next data file is made.
@@ -74,7 +74,8 @@ impl Store {
         Ok(Backup { copied, grown_bytes })
     }
 
-    /// Makes the backup at `from` the store of `dir`, which is empty or does not exist. Durable
+    /// Makes the backup at `from` the store of `dir`, which is empty or does not exist; one of an older schema is
+    /// brought to this one. Durable
     /// when this returns; after a crash `dir` holds no store, and restoring may be tried again.
     ///
     /// # Errors
@@ -99,7 +100,12 @@ impl Store {
             let why = "it is empty".into();
             return Err(StoreError::NoBackup { path: from.into(), why });
         }
-        let copied = look(beside.dir(), options).map_err(|error| match error {
+        let mut copied = look(beside.dir(), options);
+        if matches!(copied, Err(StoreError::Schema { found: migrate::FROM, .. })) {
+            drop(Environment::open(beside.dir(), options, Mode::ReadWrite)?);
+            copied = look(beside.dir(), options);
+        }
+        let copied = copied.map_err(|error| match error {
             StoreError::Schema { found, .. } => StoreError::Schema { dir: from.into(), found },
             error => StoreError::NoBackup { path: from.into(), why: error.to_string() },
         })?;

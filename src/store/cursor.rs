@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use heed::types::Bytes as Raw;
-use heed::{RoRange, RoTxn};
+use heed::{RoRange, RoRevRange, RoTxn};
 
 use super::environment::Environment;
 use super::error::StoreError;
@@ -14,9 +14,16 @@ use super::transaction::suffix_of;
 /// Entries it walks before it seeks: as long as a seek takes.
 const STEPS_BEFORE_SEEK: usize = 6;
 
+/// A range, and which way it is walked.
+enum Range<'t> {
+    Forward(RoRange<'t, Raw, Raw>),
+    /// Of `time`, whose keys are turned.
+    Backward(RoRevRange<'t, Raw, Raw>),
+}
+
 /// See the module.
 pub(super) struct Cursor<'t> {
-    range: RoRange<'t, Raw, Raw>,
+    range: Range<'t>,
     /// The entry it stands on; `None` at the end of its range.
     pub entry: Option<(Suffix, &'t [u8])>,
 }
@@ -32,8 +39,11 @@ impl<'t> Cursor<'t> {
     ) -> Result<Self, StoreError> {
         let tables = &environment.tables;
         let table = match source.index {
-            Index::Time => tables.time,
-            Index::Author => tables.author,
+            Index::Time => {
+                let (low, high) = (to.turned(), from.turned());
+                let range = (Bound::Included(&low.0[..]), Bound::Included(&high.0[..]));
+                return Self::begin(Range::Backward(tables.time.rev_range(txn, &range)?));
+            }
             Index::AuthorKind => tables.author_kind,
             Index::Kind => tables.kind,
             Index::Tag => tables.tag,
@@ -44,7 +54,11 @@ impl<'t> Cursor<'t> {
             Bound::Included(bound(&mut low, source.prefix(), &from)),
             Bound::Included(bound(&mut high, source.prefix(), &to)),
         );
-        let mut cursor = Self { range: table.range(txn, &range)?, entry: None };
+        Self::begin(Range::Forward(table.range(txn, &range)?))
+    }
+
+    fn begin(range: Range<'t>) -> Result<Self, StoreError> {
+        let mut cursor = Self { range, entry: None };
         cursor.advance()?;
         Ok(cursor)
     }
@@ -56,12 +70,21 @@ impl<'t> Cursor<'t> {
 
     /// Moves to the next entry.
     pub fn advance(&mut self) -> Result<(), StoreError> {
-        self.entry = match self.range.next() {
-            None => None,
-            Some(entry) => {
-                let (key, value) = entry?;
-                Some((suffix_of(key)?, value))
-            }
+        self.entry = match &mut self.range {
+            Range::Forward(range) => match range.next() {
+                None => None,
+                Some(entry) => {
+                    let (key, value) = entry?;
+                    Some((suffix_of(key)?, value))
+                }
+            },
+            Range::Backward(range) => match range.next() {
+                None => None,
+                Some(entry) => {
+                    let (key, value) = entry?;
+                    Some((suffix_of(key)?.turned(), value))
+                }
+            },
         };
         Ok(())
     }

@@ -9,8 +9,11 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, RoTxn, WithoutTls};
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::StoreError;
+use super::isolated::Isolated;
+use super::migrate;
 use super::schema::{
-    Hasher, META_HASH_KEY, META_LAST_SEQUENCE, META_SCHEMA, SCHEMA_VERSION, short,
+    Hasher, META_HASH_KEY, META_LAST_SEQUENCE, META_MIGRATING, META_SCHEMA, SCHEMA_VERSION, short,
+    unseal,
 };
 use crate::nostr::EventView;
 use crate::relay::ports::Sequence;
@@ -66,7 +69,6 @@ pub(super) struct Tables {
     pub event: Table,
     pub id: Table,
     pub time: Table,
-    pub author: Table,
     pub author_kind: Table,
     pub kind: Table,
     pub tag: Table,
@@ -90,17 +92,20 @@ pub(super) struct ArchiveTables {
     pub backlog: Table,
 }
 
+/// Names in the file of tables whose layout has changed: while a store is migrated it has the old one, too.
+const EVENT: &str = "event.2";
+const TIME: &str = "time.2";
+
 /// Number of [`Tables`].
-const TABLES: u32 = 18;
+const TABLES: u32 = 17;
 
 impl Tables {
     /// Makes every table with `make`, by name.
     fn new<E>(mut make: impl FnMut(&'static str) -> Result<Table, E>) -> Result<Self, E> {
         Ok(Self {
-            event: make("event")?,
+            event: make(EVENT)?,
             id: make("id")?,
-            time: make("time")?,
-            author: make("author")?,
+            time: make(TIME)?,
             author_kind: make("author_kind")?,
             kind: make("kind")?,
             tag: make("tag")?,
@@ -121,7 +126,6 @@ impl Tables {
             ("event", self.event),
             ("id", self.id),
             ("time", self.time),
-            ("author", self.author),
             ("author_kind", self.author_kind),
             ("kind", self.kind),
             ("tag", self.tag),
@@ -166,6 +170,7 @@ pub(super) struct Environment {
     pub env: Env<WithoutTls>,
     pub tables: Tables,
     pub hasher: Hasher,
+    pub isolated: Isolated,
     /// What pages in use may take after a transaction that adds events.
     store_bytes_max: u64,
 }
@@ -180,13 +185,30 @@ impl Environment {
             Mode::ReadOnly => find(&env, dir),
         }
         .map_err(located)?;
-        Ok(Self::new(env, &tables, hash_key))
+        let environment = Self::new(env, &tables, hash_key);
+        if mode == Mode::ReadWrite {
+            migrate::go_on(&environment, dir).map_err(located)?;
+        }
+        Ok(environment)
+    }
+
+    /// As [`Environment::open`] for writing, but what is to be migrated is left after some chunks.
+    #[cfg(test)]
+    pub fn interrupted(dir: &Path, options: &Options, chunks: usize) -> Result<Self, StoreError> {
+        let env = open_env(dir, options, Mode::ReadWrite)?;
+        let (tables, hash_key) = create(&env, dir)?;
+        let environment = Self::new(env, &tables, hash_key);
+        for _ in 0..chunks {
+            migrate::chunk(&environment)?;
+        }
+        Ok(environment)
     }
 
     fn new(env: Env<WithoutTls>, tables: &Tables, hash_key: [u8; 16]) -> Self {
         let map_bytes = env.info().map_size as u64;
         let store_bytes_max = map_bytes - reserve_bytes(map_bytes);
-        Self { env, tables: *tables, hasher: Hasher::new(hash_key), store_bytes_max }
+        let hasher = Hasher::new(hash_key);
+        Self { env, tables: *tables, hasher, isolated: Isolated::default(), store_bytes_max }
     }
 
     /// Opens a copy that nobody writes, if it is whole: a page beyond the end of a mapped file
@@ -229,18 +251,29 @@ impl Environment {
     }
 
     /// The record of `seq`.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] when it is not what was stored; what LMDB says.
     pub fn event<'t>(
         &self,
         txn: &'t RoTxn<'_>,
         seq: Sequence,
     ) -> Result<Option<EventView<'t>>, StoreError> {
-        let Some(record) = self.tables.event.get(txn, &seq.to_be_bytes())? else {
+        let Some(value) = self.tables.event.get(txn, &seq.to_be_bytes())? else {
             return Ok(None);
         };
-        match EventView::new(record) {
-            Some(view) => Ok(Some(view)),
-            None => Err(StoreError::Damaged(format!("event {seq} is no record"))),
-        }
+        self.view(seq, value).map(Some)
+    }
+
+    /// The record in a value of `event`.
+    ///
+    /// # Errors
+    /// As [`Self::event`].
+    pub fn view<'t>(&self, seq: Sequence, value: &'t [u8]) -> Result<EventView<'t>, StoreError> {
+        unseal(seq, value).and_then(EventView::new).ok_or_else(|| {
+            self.isolated.meet(seq);
+            StoreError::Record { sequence: seq }
+        })
     }
 
     /// The record an index entry points to; that there is none is damage.
@@ -290,7 +323,7 @@ fn open_env(dir: &Path, options: &Options, mode: Mode) -> heed::Result<Env<Witho
     let mut open = EnvOpenOptions::new().read_txn_without_tls();
     open.map_size(usize::try_from(map_bytes).unwrap_or(usize::MAX & !(64 * 1024 - 1)));
     open.max_readers(options.readers_max);
-    open.max_dbs(TABLES);
+    open.max_dbs(TABLES + migrate::TABLES);
     // SAFETY: the map is shared with the file system, and what LMDB maps must change through LMDB
     // only. Writers of other processes are kept out by the lock on `writer.lock`, readers come in
     // through LMDB's own reader table; nothing in this crate touches `data.mdb` but LMDB, and heed
@@ -312,8 +345,14 @@ fn open_env(dir: &Path, options: &Options, mode: Mode) -> heed::Result<Env<Witho
 fn create(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), StoreError> {
     let mut txn = env.write_txn()?;
     let meta: Table = env.create_database(&mut txn, Some("meta"))?;
-    if let Some(found) = meta.get(&txn, META_SCHEMA)? {
-        check_version(dir, found)?;
+    if let Some(found) = meta.get(&txn, META_SCHEMA)?.map(number).transpose()? {
+        if found == migrate::FROM {
+            // A build that knows only the older tables must not take half of them for all.
+            meta.put(&mut txn, META_MIGRATING, &[])?;
+            meta.put(&mut txn, META_SCHEMA, &SCHEMA_VERSION.to_be_bytes())?;
+        } else {
+            check_version(dir, found)?;
+        }
     } else {
         meta.put(&mut txn, META_SCHEMA, &SCHEMA_VERSION.to_be_bytes())?;
         meta.put(&mut txn, META_LAST_SEQUENCE, &0u64.to_be_bytes())?;
@@ -335,7 +374,10 @@ fn find(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), StoreEr
     let missing = || StoreError::Missing { dir: dir.into() };
     let txn = env.read_txn()?;
     let meta: Table = env.open_database(&txn, Some("meta"))?.ok_or_else(missing)?;
-    check_version(dir, meta.get(&txn, META_SCHEMA)?.ok_or_else(missing)?)?;
+    check_version(dir, number(meta.get(&txn, META_SCHEMA)?.ok_or_else(missing)?)?)?;
+    if meta.get(&txn, META_MIGRATING)?.is_some() {
+        return Err(StoreError::Schema { dir: dir.into(), found: migrate::FROM });
+    }
     let mut tables = Tables::new(|name| {
         env.open_database(&txn, Some(name)).map_err(StoreError::from)?.ok_or_else(missing)
     })?;
@@ -346,8 +388,8 @@ fn find(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), StoreEr
     Ok((tables, key))
 }
 
-fn check_version(dir: &Path, found: &[u8]) -> Result<(), StoreError> {
-    match number(found)? {
+fn check_version(dir: &Path, found: u64) -> Result<(), StoreError> {
+    match found {
         SCHEMA_VERSION => Ok(()),
         found => Err(StoreError::Schema { dir: dir.into(), found }),
     }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use heed::MdbError;
 
+use super::migrate;
 use super::schema::SCHEMA_VERSION;
+use crate::relay::ports::Sequence;
 
 /// A failure of the store. Displayed to the operator, so each says what to look at.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +38,13 @@ pub enum StoreError {
     /// The store was written by a build with another schema.
     #[error(
         "the store in {dir} has schema {found}, that of {} build; this one reads schema \
-         {SCHEMA_VERSION}: export it with the build that wrote it and import it here",
-        if *found > SCHEMA_VERSION { "a newer" } else { "an older" }
+         {SCHEMA_VERSION}: {}",
+        if *found > SCHEMA_VERSION { "a newer" } else { "an older" },
+        if *found == migrate::FROM {
+            "`rheostr migrate` or a start of the relay brings it there"
+        } else {
+            "export it with the build that wrote it and import it here"
+        }
     )]
     Schema {
         /// The data directory.
@@ -113,6 +120,12 @@ pub enum StoreError {
     /// The tables contradict each other; `rheostr check` tells more.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// A record is not what was stored: its checksum says so. Others are not concerned.
+    #[error("the record of event {sequence} is damaged: `rheostr check` says more")]
+    Record {
+        /// Its sequence number.
+        sequence: Sequence,
+    },
     /// The search index cannot be asked, or there is none.
     #[error("the search index: {0}")]
     Search(String),

@@ -12,8 +12,8 @@ use heed::RoTxn;
 use super::cursor::Cursor;
 use super::environment::Environment;
 use super::error::StoreError;
-use super::plan::{Source, Way, ways};
-use super::schema::Suffix;
+use super::plan::{KINDS_OF_AUTHOR, Source, Way, first_bytes, ways};
+use super::schema::{Suffix, join};
 use super::transaction::suffix_of;
 use crate::nostr::Filter;
 
@@ -118,13 +118,16 @@ impl Probe<'_, '_> {
         else {
             return Ok(None);
         };
-        self.newest = self.newest.max(suffix_of(first)?);
-        let oldest = self.oldest.min(suffix_of(last)?);
+        self.newest = self.newest.max(suffix_of(last)?.turned());
+        let oldest = self.oldest.min(suffix_of(first)?.turned());
         Ok((self.newest <= oldest).then(|| oldest.seconds_behind(&self.newest)))
     }
 
     /// About how many entries a way has; exact when that is less than `most`.
     fn entries(&mut self, way: Way, most: u64) -> Result<u64, StoreError> {
+        if way == Way::Author {
+            return self.entries_of_authors(most);
+        }
         let ranges = way.ranges(self.filter);
         let probed = ranges.min(PROBE_RANGES_MAX);
         let most_each = (most / probed as u64).max(2);
@@ -135,6 +138,28 @@ impl Probe<'_, '_> {
             sum = sum.saturating_add(self.entries_of(&source, most_each)?);
         }
         Ok(sum.saturating_mul(ranges as u64) / probed as u64)
+    }
+
+    /// As [`Self::entries`], of the first kinds of some authors.
+    fn entries_of_authors(&mut self, most: u64) -> Result<u64, StoreError> {
+        let filter = self.filter;
+        let authors = filter.authors.as_deref().expect("a way by author");
+        let probed = authors.len().min(PROBE_RANGES_MAX / KINDS_OF_AUTHOR);
+        let most_each = (most / (probed * KINDS_OF_AUTHOR) as u64).max(2);
+        let mut sum = 0u64;
+        for nth in 0..probed {
+            let author = first_bytes(&authors[nth * authors.len() / probed]);
+            let mut kinds = Kinds::all();
+            for _ in 0..KINDS_OF_AUTHOR {
+                self.examined += 1;
+                let kind =
+                    kinds.step(self.environment, self.txn, author, filter.kinds.as_deref())?;
+                let Some(kind) = kind else { continue };
+                let source = Source::author_kind(author, kind, 0);
+                sum = sum.saturating_add(self.entries_of(&source, most_each)?);
+            }
+        }
+        Ok(sum.saturating_mul(authors.len() as u64) / probed.max(1) as u64)
     }
 
     fn entries_of(&mut self, source: &Source, most: u64) -> Result<u64, StoreError> {
@@ -155,5 +180,49 @@ impl Probe<'_, '_> {
         // Finding that there is none costs as much as finding one.
         self.examined += usize::try_from(count.clamp(1, most)).expect("a few");
         Ok(count)
+    }
+}
+
+/// The kinds of an author that a filter takes, found one seek at a time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kinds {
+    /// The least that may be next; `None` at the end.
+    least: Option<u16>,
+}
+
+impl Kinds {
+    pub fn all() -> Self {
+        Self { least: Some(0) }
+    }
+
+    pub fn is_done(self) -> bool {
+        self.least.is_none()
+    }
+
+    /// Takes one seek at most; a kind, if it came upon one that the filter takes.
+    pub fn step(
+        &mut self,
+        environment: &Environment,
+        txn: &RoTxn<'_>,
+        author: [u8; 8],
+        kinds: Option<&[u16]>,
+    ) -> Result<Option<u16>, StoreError> {
+        let Some(mut least) = self.least.take() else { return Ok(None) };
+        if let Some(kinds) = kinds {
+            let Some(kind) = kinds.get(kinds.partition_point(|kind| *kind < least)) else {
+                return Ok(None);
+            };
+            least = *kind;
+        }
+        let from: [u8; 10] = join(&[&author, &least.to_be_bytes()]);
+        let found = environment.tables.author_kind.get_greater_than_or_equal_to(txn, &from)?;
+        let Some((key, _)) = found.filter(|(key, _)| key.starts_with(&author)) else {
+            return Ok(None);
+        };
+        let kind = key.get(8..10).and_then(|kind| kind.try_into().ok()).map(u16::from_be_bytes);
+        let kind =
+            kind.ok_or_else(|| StoreError::Damaged("an author_kind key is too short".into()))?;
+        self.least = kind.checked_add(1);
+        Ok(kinds.is_none_or(|kinds| kinds.binary_search(&kind).is_ok()).then_some(kind))
     }
 }

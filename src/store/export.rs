@@ -96,10 +96,11 @@ impl Store {
         let txn = environment.env.read_txn()?;
         let mut newest = Newest::default();
         let mut bytes = 0;
-        for (looked_at, entry) in environment.tables.time.iter(&txn)?.enumerate() {
-            let suffix = suffix_of(entry?.0)?;
+        for (looked_at, entry) in environment.tables.time.rev_iter(&txn)?.enumerate() {
+            let suffix = suffix_of(entry?.0)?.turned();
             let sequence = suffix.seq();
             let event = match environment.indexed(&txn, sequence) {
+                Err(StoreError::Record { .. }) => continue,
                 Err(error @ StoreError::Damaged(_)) => {
                     tracing::error!(%error, "the newest events are read up to there");
                     newest.rest = Some(suffix.parts());
@@ -140,11 +141,13 @@ impl Store {
         let range = (Bound::Included(&first[..]), Bound::Unbounded);
         let mut last = after;
         for entry in environment.tables.event.range(&txn, &range)?.take(most) {
-            let (key, record) = entry?;
+            let (key, value) = entry?;
             last = number(key)?;
-            let event = EventView::new(record)
-                .ok_or_else(|| StoreError::Damaged(format!("event {last} is no record")))?;
-            visit(last, event);
+            match environment.view(last, value) {
+                Ok(event) => visit(last, event),
+                Err(StoreError::Record { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(last)
     }
@@ -158,7 +161,7 @@ impl Store {
         let txn = environment.env.read_txn()?;
         let mut missing = Vec::new();
         for sequence in events {
-            if environment.event(&txn, *sequence)?.is_none() {
+            if environment.tables.event.get(&txn, &sequence.to_be_bytes())?.is_none() {
                 missing.push(*sequence);
             }
         }
@@ -201,23 +204,23 @@ impl Walk {
             Some(snapshot) => snapshot,
             None => *self.snapshot.insert(environment.last_sequence(&txn)?),
         };
-        let (low, high) = (self.low, self.high);
+        let (low, high) = (self.high.map(|high| high.turned()), self.low.map(|low| low.turned()));
         let bounds = (low.as_ref().map(|low| &low.0[..]), high.as_ref().map(|high| &high.0[..]));
         let table = environment.tables.time;
         let mut forward;
         let mut backward;
         let entries: &mut dyn Iterator<Item = heed::Result<(&[u8], &[u8])>> = if self.newest_first {
-            forward = table.range(&txn, &bounds)?;
-            &mut forward
-        } else {
             backward = table.rev_range(&txn, &bounds)?;
             &mut backward
+        } else {
+            forward = table.range(&txn, &bounds)?;
+            &mut forward
         };
         for (examined, entry) in entries.enumerate() {
             if examined == CHUNK_ENTRIES || records.len() >= CHUNK_BYTES {
                 return Ok(true);
             }
-            let suffix = suffix_of(entry?.0)?;
+            let suffix = suffix_of(entry?.0)?.turned();
             if self.newest_first {
                 self.low = Bound::Excluded(suffix);
             } else {
@@ -226,7 +229,10 @@ impl Walk {
             if suffix.seq() > snapshot {
                 continue;
             }
-            let event = environment.indexed(&txn, suffix.seq())?;
+            let event = match environment.indexed(&txn, suffix.seq()) {
+                Err(StoreError::Record { .. }) => continue,
+                event => event?,
+            };
             if visible::is_visible(environment, &txn, event, self.now)? {
                 records.extend_from_slice(event.record());
                 ends.push(records.len());

@@ -4,7 +4,7 @@
 
 use std::ops::Bound;
 
-use super::environment::{Environment, Table};
+use super::environment::Environment;
 use super::error::StoreError;
 use super::schema::{Backlog, Phase, Suffix, tag_prefix};
 use super::transaction::{Transaction, suffix_of};
@@ -71,7 +71,12 @@ fn maintain_together(
     let mut t = Transaction::begin(environment)?;
     let expired = expired(&t, now, events_max)?;
     let mut more = expired.len() == events_max;
-    erase_all(&mut t, &expired)?;
+    let events: Vec<Sequence> = expired.iter().map(sequence_of).collect();
+    erase_all(&mut t, &events)?;
+    for key in &expired {
+        // Of a damaged record the entry is still there, before all others.
+        t.forget_expiry(key)?;
+    }
     let left = events_max - expired.len();
     let vanishing = first_backlog(&t)?;
     if let (Some((key, backlog)), true) = (vanishing, left > 0) {
@@ -148,27 +153,35 @@ fn erase_together(
 
 fn erase_all(t: &mut Transaction<'_>, events: &[Sequence]) -> Result<(), StoreError> {
     for &seq in events {
-        if t.environment().event(t.read(), seq)?.is_some() {
-            t.erase(seq)?;
+        match t.environment().event(t.read(), seq) {
+            Ok(Some(_)) => t.erase(seq)?,
+            Ok(None) | Err(StoreError::Record { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-/// The events that expired first, at or before `now`.
-fn expired(t: &Transaction<'_>, now: u64, most: usize) -> Result<Vec<Sequence>, StoreError> {
-    let mut events = Vec::new();
+/// A key of `expire`.
+type ExpireKey = [u8; 14];
+
+fn sequence_of(key: &ExpireKey) -> Sequence {
+    super::schema::long(*key.last_chunk().expect("14 bytes end in 6"))
+}
+
+/// The entries of the events that expired first, at or before `now`.
+fn expired(t: &Transaction<'_>, now: u64, most: usize) -> Result<Vec<ExpireKey>, StoreError> {
+    let mut keys = Vec::new();
     for entry in t.environment().tables.expire.iter(t.read())?.take(most) {
-        let (key, _) = entry?;
-        let (Some(at), Some(seq)) = (key.first_chunk(), key.last_chunk()) else {
-            return Err(StoreError::Damaged("an expire key is too short".into()));
+        let Ok(key) = ExpireKey::try_from(entry?.0) else {
+            return Err(StoreError::Damaged("an expire key has not 14 bytes".into()));
         };
-        if u64::from_be_bytes(*at) > now {
+        if u64::from_be_bytes(*key.first_chunk().expect("14 bytes")) > now {
             break;
         }
-        events.push(super::schema::long(*seq));
+        keys.push(key);
     }
-    Ok(events)
+    Ok(keys)
 }
 
 fn first_backlog(t: &Transaction<'_>) -> Result<Option<(Pubkey, Backlog)>, StoreError> {
@@ -188,30 +201,18 @@ fn vanish(
     mut backlog: Backlog,
     events_max: usize,
 ) -> Result<(), StoreError> {
-    let tables = &t.environment().tables;
-    let tag;
-    let (table, prefix): (Table, &[u8]) = match backlog.phase {
-        Phase::Authored => (tables.author, &key[..8]),
-        Phase::Wrapped => {
-            tag = tag_prefix(b'p', TagRef::Hex(key), &t.environment().hasher);
-            (tables.tag, &tag)
-        }
+    let walk = match backlog.phase {
+        Phase::Authored => walk_authored(t, key, backlog, events_max)?,
+        Phase::Wrapped => walk_wrapped(t, key, backlog, events_max)?,
     };
-    let walk = walk(t, table, prefix, backlog, events_max, |event| match backlog.phase {
-        Phase::Authored => event.pubkey() == key && event.kind() != Kind::VANISH,
-        Phase::Wrapped => {
-            event.kind() == Kind::GIFT_WRAP && recipients(event).any(|recipient| recipient == key)
-        }
-    })?;
     erase_all(t, &walk.events)?;
     match (walk.next, backlog.phase) {
-        (Some(next), _) => {
-            backlog.next = next;
+        (Some((kind, next)), _) => {
+            (backlog.kind, backlog.next) = (kind, next);
             t.put_backlog(key, &backlog)?;
         }
         (None, Phase::Authored) => {
-            backlog.phase = Phase::Wrapped;
-            backlog.next = Suffix::newest(backlog.up_to);
+            backlog = Backlog { phase: Phase::Wrapped, ..Backlog::whole(backlog.up_to) };
             t.put_backlog(key, &backlog)?;
         }
         (None, Phase::Wrapped) => t.delete_backlog(key)?,
@@ -221,31 +222,79 @@ fn vanish(
 
 struct Walk {
     events: Vec<Sequence>,
-    /// Where to go on; `None` at the end of the range.
-    next: Option<Suffix>,
+    /// Where to go on; `None` at the end.
+    next: Option<(Kind, Suffix)>,
 }
 
-fn walk(
+/// What the key wrote, kind by kind; of each the newest first, those from after the vanish among them.
+fn walk_authored(
     t: &Transaction<'_>,
-    table: Table,
-    prefix: &[u8],
+    key: &Pubkey,
     backlog: Backlog,
     events_max: usize,
-    covered: impl Fn(EventView<'_>) -> bool,
 ) -> Result<Walk, StoreError> {
-    let from = [prefix, &backlog.next.0].concat();
-    let to = [prefix, &Suffix::oldest(0).0].concat();
+    let from = [&key[..8], &backlog.kind.0.to_be_bytes(), &backlog.next.0].concat();
+    let to = [&key[..8], &[0xff; 2], &Suffix::oldest(0).0].concat();
+    let (mut events, first) = (Vec::new(), Suffix::newest(backlog.up_to));
     let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));
-    let mut events = Vec::new();
-    for (examined, entry) in table.range(t.read(), &range)?.enumerate() {
-        let (key, _) = entry?;
-        let suffix = suffix_of(key)?;
-        if events.len() == events_max || examined == events_max.saturating_mul(16) {
-            return Ok(Walk { events, next: Some(suffix) });
+    let entries = t.environment().tables.author_kind.range(t.read(), &range)?;
+    for (examined, entry) in entries.enumerate() {
+        let (found, _) = entry?;
+        let suffix = suffix_of(found)?;
+        if events.len() == events_max || examined == entries_max(events_max) {
+            let kind = found.get(8..10).and_then(|kind| kind.try_into().ok()).unwrap_or_default();
+            return Ok(Walk { events, next: Some((Kind(u16::from_be_bytes(kind)), suffix)) });
         }
-        if covered(t.environment().indexed(t.read(), suffix.seq())?) {
+        let is_covered =
+            |event: EventView<'_>| event.pubkey() == key && event.kind() != Kind::VANISH;
+        if suffix >= first && covers(t, suffix.seq(), is_covered)? {
             events.push(suffix.seq());
         }
     }
     Ok(Walk { events, next: None })
+}
+
+/// The gift wraps to the key.
+fn walk_wrapped(
+    t: &Transaction<'_>,
+    key: &Pubkey,
+    backlog: Backlog,
+    events_max: usize,
+) -> Result<Walk, StoreError> {
+    let prefix = tag_prefix(b'p', TagRef::Hex(key), &t.environment().hasher);
+    let (from, to) = ([&prefix[..], &backlog.next.0].concat(), Suffix::oldest(0));
+    let to = [&prefix[..], &to.0].concat();
+    let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));
+    let mut events = Vec::new();
+    for (examined, entry) in t.environment().tables.tag.range(t.read(), &range)?.enumerate() {
+        let suffix = suffix_of(entry?.0)?;
+        if events.len() == events_max || examined == entries_max(events_max) {
+            return Ok(Walk { events, next: Some((Kind(0), suffix)) });
+        }
+        let is_covered = |event: EventView<'_>| {
+            event.kind() == Kind::GIFT_WRAP && recipients(event).any(|recipient| recipient == key)
+        };
+        if covers(t, suffix.seq(), is_covered)? {
+            events.push(suffix.seq());
+        }
+    }
+    Ok(Walk { events, next: None })
+}
+
+/// Entries looked at in one chunk.
+fn entries_max(events_max: usize) -> usize {
+    events_max.saturating_mul(16)
+}
+
+/// Whether an event is one of those; of a damaged record nobody knows.
+fn covers(
+    t: &Transaction<'_>,
+    seq: Sequence,
+    is_covered: impl Fn(EventView<'_>) -> bool,
+) -> Result<bool, StoreError> {
+    match t.environment().indexed(t.read(), seq) {
+        Ok(event) => Ok(is_covered(event)),
+        Err(StoreError::Record { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

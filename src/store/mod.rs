@@ -19,6 +19,8 @@
 //! | `replaced` | reading the archive of replaced versions |
 //! | `writer`, `readers` | the threads: the only places with a clock and channels |
 //! | `check`, `repair` | every table against every event; a store made anew from its events |
+//! | `isolated` | records that are not what was stored |
+//! | `migrate` | a store of an older build |
 //! | `reader_table` | who keeps pages from being used again |
 //! | `copies`, `beside` | backup, restore, compaction: a data file put in place whole |
 //!
@@ -43,7 +45,9 @@ mod environment;
 mod error;
 mod estimate;
 mod export;
+mod isolated;
 mod maintain;
+mod migrate;
 mod names;
 mod plan;
 mod ranked;
@@ -178,7 +182,8 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens `dir` for writing and reading; creates it, and a store in it, if need be.
+    /// Opens `dir` for writing and reading; creates it, and a store in it, if need be. One of an older schema is
+    /// brought to this one first, which takes some seconds a million events.
     ///
     /// # Errors
     /// [`StoreError::Held`] when another writer has it; [`StoreError::Replaced`] while its file is
@@ -416,6 +421,14 @@ impl Store {
         sync_first.store(true, Relaxed);
         *slot = Some(Arc::new(environment));
         Ok(())
+    }
+
+    /// Records that were found damaged since the store was opened, and are served no more.
+    ///
+    /// # Errors
+    /// When the environment is lost.
+    pub fn damaged_records(&self) -> Result<u64, StoreError> {
+        Ok(self.environment()?.isolated.len() as u64)
     }
 
     /// Keeps in mind that the data file is damaged, if that is what the error says.

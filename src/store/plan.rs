@@ -5,6 +5,7 @@
 
 use super::schema::{Hasher, Suffix, join, tag_prefix};
 use crate::nostr::Filter;
+use crate::nostr::event::Pubkey;
 
 /// Ranges one list of a filter may be made of, and the products of lists of a whole query: 32 bytes
 /// each, plus as much in the merge.
@@ -16,6 +17,9 @@ const TAG_WAYS_MAX: usize = 4;
 /// So many ranges are always worth it where a way of one range holds more entries than they do.
 const FEW_RANGES: usize = 16;
 
+/// Kinds that an author is taken to have before anybody has looked.
+pub(super) const KINDS_OF_AUTHOR: usize = 4;
+
 /// Letters whose values name one thing, so that few events share one: events, addresses, keys,
 /// external identities.
 const SELECTIVE: &[u8] = b"aAeEiIpPq";
@@ -24,7 +28,6 @@ const SELECTIVE: &[u8] = b"aAeEiIpPq";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Index {
     Time,
-    Author,
     AuthorKind,
     Kind,
     Tag,
@@ -50,9 +53,20 @@ impl Source {
         Self { index, filter, prefix: padded, prefix_len }
     }
 
+    /// What an author wrote of a kind, for the filter of this number.
+    pub fn author_kind(author: [u8; 8], kind: u16, number: u32) -> Self {
+        let prefix: [u8; 10] = join(&[&author, &kind.to_be_bytes()]);
+        Self::new(Index::AuthorKind, number, &prefix)
+    }
+
     pub fn prefix(&self) -> &[u8] {
         &self.prefix[..usize::from(self.prefix_len)]
     }
+}
+
+/// What keys have of an author.
+pub(super) fn first_bytes(author: &Pubkey) -> [u8; 8] {
+    *author.first_chunk().expect("a key is longer")
 }
 
 /// The time range of a filter as bounds on suffixes; `None` when no stored event can be in it.
@@ -71,6 +85,7 @@ pub(super) enum Way {
     Tag(usize),
     /// Authors × kinds.
     AuthorKind,
+    /// Authors × those of the kinds that each has written: which those are, the store says.
     Author,
     Kind,
     /// Nothing but the time range.
@@ -112,7 +127,7 @@ pub(super) fn ways(filter: &Filter, room: usize) -> Vec<Way> {
 }
 
 impl Way {
-    /// How many ranges it is made of.
+    /// How many ranges it is made of; about, by author.
     pub fn ranges(self, filter: &Filter) -> usize {
         let authors = || filter.authors.as_ref().map_or(0, Vec::len);
         let kinds = || filter.kinds.as_ref().map_or(0, Vec::len);
@@ -120,12 +135,15 @@ impl Way {
             Self::Ids | Self::Time => 1,
             Self::Tag(tag) => filter.tags[tag].1.len(),
             Self::AuthorKind => authors().saturating_mul(kinds()),
-            Self::Author => authors(),
+            Self::Author => authors().saturating_mul(KINDS_OF_AUTHOR),
             Self::Kind => kinds(),
         }
     }
 
     /// One of its ranges, for the filter of this number. `nth < ranges`; the filter has the lists.
+    ///
+    /// # Panics
+    /// By author: those ranges are found.
     pub fn source(self, filter: &Filter, nth: usize, number: u32, hasher: &Hasher) -> Source {
         let authors = || filter.authors.as_deref().expect("a way by author");
         let kinds = || filter.kinds.as_deref().expect("a way by kind");
@@ -139,11 +157,9 @@ impl Way {
             }
             Self::AuthorKind => {
                 let (author, kind) = (nth / kinds().len(), nth % kinds().len());
-                let kind = kinds()[kind].to_be_bytes();
-                let prefix: [u8; 10] = join(&[&authors()[author][..8], &kind]);
-                Source::new(Index::AuthorKind, number, &prefix)
+                Source::author_kind(first_bytes(&authors()[author]), kinds()[kind], number)
             }
-            Self::Author => Source::new(Index::Author, number, &authors()[nth][..8]),
+            Self::Author => unreachable!("found in the store"),
             Self::Kind => Source::new(Index::Kind, number, &kinds()[nth].to_be_bytes()),
         }
     }
@@ -155,8 +171,7 @@ impl Way {
             Self::Ids => false,
             // The entry tells kind and author.
             Self::Tag(_) => filter.tags.len() > 1,
-            Self::AuthorKind => tags,
-            Self::Author => tags || filter.kinds.is_some(),
+            Self::AuthorKind | Self::Author => tags,
             Self::Kind => tags || filter.authors.is_some(),
             Self::Time => tags || filter.authors.is_some() || filter.kinds.is_some(),
         }
@@ -186,7 +201,7 @@ mod tests {
         filter.kinds = Some((0..20).collect());
         assert_eq!(all(&filter), [Way::Kind, Way::Time]);
         filter.authors = Some(keys(5));
-        assert_eq!(all(&filter), [Way::AuthorKind, Way::Author, Way::Kind]);
+        assert_eq!(all(&filter), [Way::AuthorKind, Way::Author, Way::Kind, Way::Time]);
         filter.kinds = Some(vec![1, 7]);
         assert_eq!(all(&filter), [Way::AuthorKind]);
         filter.tags = vec![tags(b'd', 1), tags(b'e', 4), tags(b'p', 2)];
@@ -200,13 +215,14 @@ mod tests {
     #[test]
     fn too_many_ranges_are_passed_over() {
         let mut filter = Filter {
-            authors: Some(keys(SOURCES_MAX)),
-            kinds: Some(vec![1, 2]),
+            authors: Some(keys(SOURCES_MAX / KINDS_OF_AUTHOR)),
+            kinds: Some((1..=5).collect()),
             ..Filter::default()
         };
         assert_eq!(ways(&filter, SOURCES_MAX), [Way::Author, Way::Kind]);
         assert_eq!(ways(&filter, 2 * SOURCES_MAX), [Way::AuthorKind, Way::Author, Way::Kind]);
-        filter.authors = Some(keys(SOURCES_MAX + 1));
+        filter.authors = Some(keys(SOURCES_MAX / KINDS_OF_AUTHOR + 1));
+        filter.kinds = Some((1..=16).collect());
         assert_eq!(ways(&filter, SOURCES_MAX), [Way::Kind]);
         filter.kinds = Some((0..=u16::MAX).collect());
         assert_eq!(ways(&filter, SOURCES_MAX), [Way::Time]);

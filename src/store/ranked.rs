@@ -64,10 +64,11 @@ impl Scan {
                 break;
             };
             (left, self.examined) = (left - 1, self.examined + 1);
-            let event = match environment.event(txn, sequence)? {
-                Some(event) if sequence <= snapshot && ranked.filter.matches(event) => event,
+            let event = match environment.event(txn, sequence) {
+                Ok(Some(event)) if sequence <= snapshot && ranked.filter.matches(event) => event,
                 // The index has not heard that it is gone, or tells less than the filter asks.
-                _ => continue,
+                Ok(_) | Err(StoreError::Record { .. }) => continue,
+                Err(error) => return Err(error),
             };
             if !visible::is_visible(environment, txn, event, now)? {
                 continue;

@@ -22,7 +22,10 @@ use super::beside::Beside;
 use super::check::{Rereader, check};
 use super::copies::{Alone, REBUILD};
 use super::environment::{Environment, Mode, Table, number};
-use super::schema::{Address, Backlog, META_LAST_SEQUENCE, META_SCHEMA, Mark, SEQUENCE_MAX};
+use super::schema::{
+    ARCHIVED, Address, Backlog, META_LAST_SEQUENCE, META_SCHEMA, Mark, SEQUENCE_MAX, record_of,
+    unseal,
+};
 use super::transaction::Transaction;
 use super::{Options, Store, StoreError, Terms};
 use crate::nostr::{Event, EventView};
@@ -195,16 +198,16 @@ impl Repair<'_> {
         let (mut events, mut bytes) = (0, 0);
         let (mut done, mut stored) = (0, 0);
         for entry in self.old.tables.event.iter(self.txn)? {
-            let (key, record) = entry?;
+            let (key, value) = entry?;
             done += 1;
-            let Some((seq, event)) = self.event(key, record, &mut rereader) else { continue };
+            let Some((seq, event)) = self.event(key, value, &mut rereader) else { continue };
             match take(&mut transaction, &event, seq, 0, self.terms)? {
                 Verdict::Stored => stored += 1,
                 Verdict::Superseded if self.terms.keep_replaced => stored += 1,
                 verdict => self.leave_out(|| format!("event {seq}: {}", reason(&verdict))),
             }
             events += 1;
-            bytes += record.len();
+            bytes += value.len();
             if events == COMMIT_EVENTS || bytes >= COMMIT_BYTES {
                 transaction.commit()?;
                 transaction = Transaction::begin(self.new)?;
@@ -233,10 +236,11 @@ impl Repair<'_> {
         let mut transaction = Transaction::begin(self.new)?;
         let (mut events, mut bytes) = (0, 0);
         for entry in archive.archive.iter(self.txn)? {
-            let (key, record) = entry?;
+            let (key, value) = entry?;
             let name = faster_hex::hex_string(&key[key.len().saturating_sub(32)..]);
             let name = format!("archived version {name}");
-            let Some(event) = self.signed(record, &mut rereader, format_args!("{name}")) else {
+            let Some(event) = self.signed(value, ARCHIVED, &mut rereader, format_args!("{name}"))
+            else {
                 continue;
             };
             let seq = transaction.last_sequence() + 1;
@@ -246,7 +250,7 @@ impl Repair<'_> {
                 verdict => self.leave_out(|| format!("{name}: {}", reason(&verdict))),
             }
             events += 1;
-            bytes += record.len();
+            bytes += value.len();
             if events == COMMIT_EVENTS || bytes >= COMMIT_BYTES {
                 transaction.commit()?;
                 transaction = Transaction::begin(self.new)?;
@@ -264,7 +268,7 @@ impl Repair<'_> {
     fn event(
         &mut self,
         key: &[u8],
-        record: &[u8],
+        value: &[u8],
         rereader: &mut Rereader,
     ) -> Option<(Sequence, Event)> {
         let seq = key.try_into().map(Sequence::from_be_bytes);
@@ -273,18 +277,19 @@ impl Repair<'_> {
             return None;
         };
         self.last_key = seq;
-        let event = self.signed(record, rereader, format_args!("event {seq}"))?;
+        let event = self.signed(value, seq, rereader, format_args!("event {seq}"))?;
         Some((seq, event))
     }
 
     /// The event of a record, made from what was signed.
     fn signed(
         &mut self,
-        record: &[u8],
+        value: &[u8],
+        seq: Sequence,
         rereader: &mut Rereader,
         name: Arguments<'_>,
     ) -> Option<Event> {
-        let Some(view) = EventView::new(record) else {
+        let Some(view) = record_of(value).and_then(EventView::new) else {
             self.leave_out(|| format!("{name}: not a record"));
             return None;
         };
@@ -300,7 +305,7 @@ impl Repair<'_> {
             self.leave_out(|| format!("{name}: {why}"));
             return None;
         }
-        if event.record() != record {
+        if unseal(seq, value) != Some(&event.record()[..]) {
             self.repaired.made_anew += 1;
             self.describe(|| format!("{name}: its record was made anew from its JSON"));
         }

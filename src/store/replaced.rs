@@ -6,7 +6,7 @@ use std::ops::{Bound, ControlFlow};
 use super::environment::{ArchiveTables, Environment};
 use super::error::StoreError;
 use super::export::{CHUNK_BYTES, CHUNK_ENTRIES};
-use super::schema::ArchiveKey;
+use super::schema::{ARCHIVED, ArchiveKey, unseal};
 use super::{Store, visible};
 use crate::nostr::event::{Id, Pubkey};
 use crate::nostr::{EventView, Filter};
@@ -137,7 +137,7 @@ impl Replaced {
         let txn = environment.env.read_txn()?;
         let range = (from.as_ref().map(|from| &from[..]), Bound::Unbounded);
         for entry in tables.archive.range(&txn, &range)? {
-            let (bytes, record) = entry?;
+            let (bytes, value) = entry?;
             let key = ArchiveKey::decode(bytes)
                 .ok_or_else(|| StoreError::Damaged("an archive key is not one".into()))?;
             if *left == 0 {
@@ -152,10 +152,11 @@ impl Replaced {
                 self.next = next.map(|author| Bound::Included(author.to_vec()));
                 return Ok(true);
             }
-            let event = EventView::new(record).ok_or_else(|| {
+            let Some(event) = unseal(ARCHIVED, value).and_then(EventView::new) else {
                 let id = faster_hex::hex_string(key.id());
-                StoreError::Damaged(format!("the archived version {id} is no record"))
-            })?;
+                tracing::error!(id, "an archived version is damaged and left out");
+                continue;
+            };
             let is_meant = self.filters.iter().any(|filter| filter.matches(event))
                 && visible::is_archived_visible(environment, &txn, event, now)?;
             if is_meant && !visit(event) {

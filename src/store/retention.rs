@@ -14,18 +14,16 @@
 //! order of time, and what an author may have there is no number of events that anybody sees.
 
 use std::collections::HashSet;
-use std::ops::Bound;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::Store;
 use super::environment::Environment;
 use super::error::StoreError;
 use super::maintain::Doomed;
 use super::replaced::Replaced;
 use super::scan::Scan;
-use super::transaction::suffix_of;
 use super::writer::WriterHandle;
-use super::{Store, visible};
 use crate::nostr::event::{Id, Pubkey};
 use crate::nostr::{EventView, Filter, Kind};
 use crate::relay::ports::{Query, Sequence};
@@ -111,9 +109,11 @@ enum Walk {
     },
     /// Author by author, each from the newest to the oldest.
     Authors {
-        /// The key looked at last.
-        last: Vec<u8>,
-        /// Events kept of the keys that begin as the last one.
+        /// First bytes of the key looked at last.
+        last: Option<[u8; 8]>,
+        /// What is by keys that begin with them.
+        scan: Option<Box<Scan>>,
+        /// Events kept of each of these keys.
         kept: Vec<(Pubkey, u64)>,
     },
     /// Archived versions.
@@ -196,8 +196,9 @@ impl Taking<'_> {
 impl Walk {
     fn begin(store: &Store, rule: &Rule, now: u64) -> Result<Self, StoreError> {
         let until = match rule.keep {
-            // Before every key; LMDB takes none that is empty.
-            Keep::OfAuthor(_) => return Ok(Self::Authors { last: vec![0], kept: Vec::new() }),
+            Keep::OfAuthor(_) => {
+                return Ok(Self::Authors { last: None, scan: None, kept: Vec::new() });
+            }
             // Nothing is older than the epoch.
             Keep::AgeS(age_s) => too_old(now, age_s),
             Keep::Bytes(_) => Some(u64::MAX),
@@ -247,9 +248,32 @@ impl Walk {
                 })?;
                 Ok(scan.is_done())
             }
-            Self::Authors { last, kept } => {
-                let environment = store.environment()?;
-                walk_authors(&environment, now, last, kept, taking)
+            Self::Authors { last, scan: slot, kept } => {
+                let mut left = SLICE_ENTRIES;
+                while left > 0 && !taking.is_full() {
+                    let scan = match slot {
+                        Some(scan) => scan,
+                        None => {
+                            *last = next_author(&*store.environment()?, *last)?;
+                            let Some(first) = *last else { return Ok(true) };
+                            kept.clear();
+                            let kinds = taking.rule.kinds.clone();
+                            let filters = vec![Filter { kinds, ..Filter::default() }];
+                            let begun = store.scan(Query { filters, limit_max: u64::MAX })?;
+                            slot.insert(Box::new(begun.under(first)))
+                        }
+                    };
+                    let before = scan.examined();
+                    scan.visit(store, (left, Duration::MAX), now, &mut |seq, event| {
+                        keep_or_take(kept, taking, seq, event)
+                    })?;
+                    let examined = usize::try_from(scan.examined() - before).unwrap_or(left);
+                    left = left.saturating_sub(examined.max(1));
+                    if scan.is_done() {
+                        *slot = None;
+                    }
+                }
+                Ok(false)
             }
             Self::Replaced(walk) => {
                 walk.slice(store, SLICE_ENTRIES, now, &mut |event| {
@@ -270,49 +294,47 @@ fn too_old(now: u64, age_s: u64) -> Option<u64> {
     now.checked_sub(age_s).and_then(|oldest| oldest.checked_sub(1))
 }
 
-/// Goes on in the index of authors behind `last`; whether its end was reached.
-fn walk_authors(
+/// The first bytes of the next key that has written something.
+fn next_author(
     environment: &Environment,
-    now: u64,
-    last: &mut Vec<u8>,
+    last: Option<[u8; 8]>,
+) -> Result<Option<[u8; 8]>, StoreError> {
+    let from = match last.map(u64::from_be_bytes) {
+        None => 0,
+        Some(u64::MAX) => return Ok(None),
+        Some(last) => last + 1,
+    };
+    let txn = environment.env.read_txn()?;
+    let table = environment.tables.author_kind;
+    let found = table.get_greater_than_or_equal_to(&txn, &from.to_be_bytes())?;
+    Ok(found.and_then(|(key, _)| key.first_chunk().copied()))
+}
+
+/// Judges the next event of an author; false where there is no room for one to be erased.
+fn keep_or_take(
     kept: &mut Vec<(Pubkey, u64)>,
     taking: &mut Taking<'_>,
-) -> Result<bool, StoreError> {
-    let Keep::OfAuthor(events_max) = taking.rule.keep else { return Ok(true) };
-    let txn = environment.env.read_txn()?;
-    let from = last.clone();
-    let range = (Bound::Excluded(&from[..]), Bound::Unbounded);
-    for (examined, entry) in environment.tables.author.range(&txn, &range)?.enumerate() {
-        if examined == SLICE_ENTRIES || taking.is_full() {
-            return Ok(false);
-        }
-        let (key, _) = entry?;
-        if last.get(..8) != key.get(..8) {
-            kept.clear();
-        }
-        last.clear();
-        last.extend_from_slice(key);
-        let seq = suffix_of(key)?.seq();
-        let event = environment.indexed(&txn, seq)?;
-        let kinds = taking.rule.kinds.as_ref();
-        if kinds.is_some_and(|kinds| kinds.binary_search(&event.kind().0).is_err())
-            || !taking.is_about(seq, event)
-            || !visible::is_visible(environment, &txn, event, now)?
-        {
-            continue;
-        }
-        let at = kept.iter().position(|(pubkey, _)| pubkey == event.pubkey());
-        let at = at.unwrap_or_else(|| {
-            kept.push((*event.pubkey(), 0));
-            kept.len() - 1
-        });
-        if kept[at].1 < events_max {
-            kept[at].1 += 1;
-        } else {
-            taking.take(seq, event);
-        }
+    seq: Sequence,
+    event: EventView<'_>,
+) -> bool {
+    let Keep::OfAuthor(events_max) = taking.rule.keep else { return true };
+    if !taking.is_about(seq, event) {
+        return true;
     }
-    Ok(true)
+    let at = kept.iter().position(|(pubkey, _)| pubkey == event.pubkey());
+    let at = at.unwrap_or_else(|| {
+        kept.push((*event.pubkey(), 0));
+        kept.len() - 1
+    });
+    if kept[at].1 < events_max {
+        kept[at].1 += 1;
+        return true;
+    }
+    let room = !taking.is_full();
+    if room {
+        taking.take(seq, event);
+    }
+    room
 }
 
 /// The thread that applies the rules of a running relay, pass after pass; the writer erases.

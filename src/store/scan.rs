@@ -30,8 +30,8 @@ use super::count::Tally;
 use super::cursor::Cursor;
 use super::environment::Environment;
 use super::error::StoreError;
-use super::estimate::choose;
-use super::plan::{Index, SOURCES_MAX, Source, Way, bounds};
+use super::estimate::{Kinds, choose};
+use super::plan::{Index, SOURCES_MAX, Source, Way, bounds, first_bytes};
 use super::ranked::Ranked;
 use super::schema::Suffix;
 use super::transaction::find;
@@ -86,6 +86,8 @@ pub struct Scan {
     /// How many of the filters have their sources. `0 <= planned <= filters.len()`.
     planned: usize,
     sources: Vec<Source>,
+    /// How far the sources by author of the filter that is planned next have been found.
+    finding: Option<Finding>,
     /// Where each source that is not exhausted stands, smallest first.
     heads: BinaryHeap<Reverse<(Suffix, u32)>>,
     /// Set by the first slice, or before.
@@ -102,6 +104,16 @@ pub struct Scan {
     pub(super) ranked: Option<Ranked>,
 }
 
+/// The kinds of what each author of a filter wrote, found seek by seek: a source for each.
+#[derive(Debug)]
+struct Finding {
+    /// Sources there were before.
+    first: usize,
+    /// Position of the author.
+    author: usize,
+    kinds: Kinds,
+}
+
 #[derive(Debug)]
 struct FilterScan {
     filter: Filter,
@@ -113,6 +125,8 @@ struct FilterScan {
     newest: Suffix,
     oldest: Suffix,
     ids: Option<Ids>,
+    /// First bytes of keys instead of its authors.
+    under: Option<[u8; 8]>,
     /// A range in which everything that matches is too.
     also: Option<Source>,
 }
@@ -133,6 +147,7 @@ impl Scan {
             filters: Vec::with_capacity(query.filters.len()),
             planned: 0,
             sources: Vec::new(),
+            finding: None,
             heads: BinaryHeap::new(),
             snapshot: None,
             last: None,
@@ -153,10 +168,27 @@ impl Scan {
                 continue;
             }
             let ids = filter.ids.as_ref().map(|_| Ids::default());
-            let begun = FilterScan { filter, left, judged: None, newest, oldest, ids, also: None };
-            scan.filters.push(begun);
+            scan.filters.push(FilterScan {
+                filter,
+                left,
+                judged: None,
+                newest,
+                oldest,
+                ids,
+                under: None,
+                also: None,
+            });
         }
         scan
+    }
+
+    /// Of the only filter, which names no authors, only what is by keys that begin with these bytes.
+    #[must_use]
+    pub(super) fn under(mut self, first: [u8; 8]) -> Self {
+        for scan in &mut self.filters {
+            scan.under = Some(first);
+        }
+        self
     }
 
     /// Covers what was committed up to `snapshot`, and not what the first slice may see beyond.
@@ -339,26 +371,93 @@ impl Scan {
         left: &mut Left,
     ) -> Result<(), StoreError> {
         while left.entries > 0 && self.planned < self.filters.len() {
-            let number = u32::try_from(self.planned).expect("bounded by the message");
-            let scan = &mut self.filters[self.planned];
-            let FilterScan { filter, newest, oldest, .. } = &*scan;
-            let room = SOURCES_MAX.saturating_sub(self.sources.len());
-            let choice = choose(environment, txn, filter, (*newest, *oldest), room)?;
-            let source = |way: Way, nth| way.source(filter, nth, number, &environment.hasher);
-            let first = self.sources.len();
-            self.sources.extend((0..choice.way.ranges(filter)).map(|nth| source(choice.way, nth)));
-            if choice.way != Way::Ids {
-                for source in first..self.sources.len() {
-                    let source = u32::try_from(source).expect("bounded by the message");
-                    self.heads.push(Reverse((*newest, source)));
+            let way = match &mut self.finding {
+                None if self.filters[self.planned].under.is_none() => {
+                    let number = self.number();
+                    let scan = &mut self.filters[self.planned];
+                    let range = (scan.newest, scan.oldest);
+                    let room = SOURCES_MAX.saturating_sub(self.sources.len());
+                    let choice = choose(environment, txn, &scan.filter, range, room)?;
+                    let hasher = &environment.hasher;
+                    scan.also = choice.also.map(|way| way.source(&scan.filter, 0, number, hasher));
+                    self.examined += choice.examined as u64;
+                    left.take(choice.examined);
+                    choice.way
                 }
+                _ => Way::Author,
+            };
+            if way != Way::Author {
+                self.add_sources(way, environment);
+            } else if !self.find_sources(environment, txn, left)? {
+                return Ok(());
             }
-            scan.also = choice.also.map(|way| source(way, 0));
             self.planned += 1;
-            self.examined += choice.examined as u64;
-            left.take(choice.examined);
         }
         Ok(())
+    }
+
+    /// Of the filter that is planned next.
+    fn number(&self) -> u32 {
+        u32::try_from(self.planned).expect("bounded by the message")
+    }
+
+    /// Adds those of a way that has them whatever is stored, and lines them up.
+    fn add_sources(&mut self, way: Way, environment: &Environment) {
+        let (first, number) = (self.sources.len(), self.number());
+        let filter = &self.filters[self.planned].filter;
+        let source = |nth| way.source(filter, nth, number, &environment.hasher);
+        self.sources.extend((0..way.ranges(filter)).map(source));
+        if way != Way::Ids {
+            self.line_up(first);
+        }
+    }
+
+    fn line_up(&mut self, first: usize) {
+        let newest = self.filters[self.planned].newest;
+        for source in first..self.sources.len() {
+            let source = u32::try_from(source).expect("bounded by the message");
+            self.heads.push(Reverse((newest, source)));
+        }
+    }
+
+    /// Goes on finding the kinds of the authors while entries are left; whether all are found.
+    fn find_sources(
+        &mut self,
+        environment: &Environment,
+        txn: &RoTxn<'_>,
+        left: &mut Left,
+    ) -> Result<bool, StoreError> {
+        let (first, number) = (self.sources.len(), self.number());
+        let finding = self.finding.get_or_insert(Finding { first, author: 0, kinds: Kinds::all() });
+        let FilterScan { filter, under, .. } = &self.filters[self.planned];
+        let authors = filter.authors.as_deref().unwrap_or_default();
+        let author = |nth| match under {
+            Some(first) => (nth == 0).then_some(*first),
+            None => authors.get(nth).map(first_bytes),
+        };
+        while let Some(author) = author(finding.author) {
+            if left.entries == 0 {
+                return Ok(false);
+            }
+            let kind = finding.kinds.step(environment, txn, author, filter.kinds.as_deref())?;
+            self.sources.extend(kind.map(|kind| Source::author_kind(author, kind, number)));
+            if finding.kinds.is_done() {
+                (finding.author, finding.kinds) = (finding.author + 1, Kinds::all());
+            }
+            self.examined += 1;
+            left.take(1);
+            if self.sources.len() > SOURCES_MAX {
+                // Somebody writes of thousands of kinds.
+                self.sources.truncate(finding.first);
+                self.finding = None;
+                self.add_sources(Way::Time, environment);
+                return Ok(true);
+            }
+        }
+        let first = finding.first;
+        self.finding = None;
+        self.line_up(first);
+        Ok(true)
     }
 
     /// Looks up ids while entries are left, and lines up those of a filter when it has them all.
@@ -548,7 +647,11 @@ impl<'t> Slice<'t> {
     }
 
     fn load(&self, source: &Source, suffix: Suffix) -> Result<Option<EventView<'t>>, StoreError> {
-        let Some(event) = self.environment.event(self.txn, suffix.seq())? else {
+        let event = match self.environment.event(self.txn, suffix.seq()) {
+            Err(StoreError::Record { .. }) => return Ok(None),
+            event => event?,
+        };
+        let Some(event) = event else {
             if source.index == Index::Ids {
                 // Looked up in an earlier slice and erased since.
                 return Ok(None);

@@ -4,10 +4,9 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `event` | seq(8) | the record ([`crate::nostr::event`]) |
+//! | `event` | seq(8) | checksum(4) ‖ the record ([`crate::nostr::event`]) |
 //! | `id` | id[0..16] (or id(32), see below) | seq(6) |
-//! | `time` | SUF | id(32) |
-//! | `author` | pubkey[0..8] ‖ SUF | – |
+//! | `time` | ¬SUF | id[8..32] |
 //! | `author_kind` | pubkey[0..8] ‖ kind(2) ‖ SUF | – |
 //! | `kind` | kind(2) ‖ SUF | – |
 //! | `tag` | letter(1) ‖ hash(8) of the value ‖ SUF | kind(2) ‖ pubkey[0..8] |
@@ -17,14 +16,23 @@
 //! | `tomb_addr` | as `replace` | versions up to this `created_at`(8) are deleted |
 //! | `vanish` | pubkey(32) | events up to this `created_at`(8) are gone |
 //! | `backlog` | pubkey(32) | [`Backlog`]: what of a vanish is still to be erased |
-//! | `archive` | address as in `replace` ‖ `created_at`(5) ‖ id(32) | the record of a replaced version |
+//! | `archive` | address as in `replace` ‖ `created_at`(5) ‖ id(32) | checksum(4) ‖ the record of a replaced version |
 //! | `archive_id` | id(32) | the address and `created_at` of its `archive` key |
 //! | `archive_expire` | expiration(8) ‖ id(32) | – |
 //! | `archive_backlog` | pubkey(32), or an address(50) | [`ArchiveBacklog`]: what of it is still to be erased |
 //! | `meta` | name | see the `META_*` constants |
 //!
 //! `SUF = inv_created_at(5) ‖ id[0..8] ‖ seq(6)` with `inv_created_at = 2^40 − 1 − created_at`: a
-//! forward scan is newest first and lowest id first on a tie (NIP-01).
+//! forward scan is newest first and lowest id first on a tie (NIP-01). ¬SUF is its complement, so `time` is
+//! scanned backwards: what comes last in time comes last in the table, where LMDB fills its pages. (In `kind`
+//! that would fill none: each kind but the last has others behind it.)
+//!
+//! What an author wrote, of whatever kind, is a merge over the kinds that are there, found by as many seeks:
+//! an index by author alone would be another page written with each event, for filters that hardly a client
+//! sends without kinds.
+//!
+//! **The checksum** is the CRC-32 of the sequence number, 0 in the archive, and the record. LMDB's pages carry none; a record that
+//! differs from it is never served (see `isolated`).
 //!
 //! **Truncated keys.** `pubkey[0..8]` and hashed tag values only narrow a search: whoever follows
 //! an index entry verifies the record. Two ids that share 16 bytes are both kept: the later one
@@ -45,8 +53,8 @@ use crate::nostr::event::{Id, KindClass, Pubkey};
 use crate::nostr::{EventView, Kind, TagRef};
 use crate::relay::ports::Sequence;
 
-/// Version of the tables; a store with another one is refused.
-pub const SCHEMA_VERSION: u64 = 1;
+/// Version of the tables. Version 1 is brought here in place (`migrate`); a store with any other is refused.
+pub const SCHEMA_VERSION: u64 = 2;
 
 /// `created_at` of a stored event stays below this: it has five bytes in the keys.
 pub const CREATED_AT_MAX: u64 = (1 << 40) - 1;
@@ -60,6 +68,8 @@ pub(super) const META_SCHEMA: &[u8] = b"schema";
 pub(super) const META_LAST_SEQUENCE: &[u8] = b"last_seq";
 /// meta: how far the replicated log has been applied, 8 bytes.
 pub(super) const META_APPLIED_LOG: &[u8] = b"applied_log_seq";
+/// meta: there while the tables are brought here from an older version, empty.
+pub(super) const META_MIGRATING: &[u8] = b"migrating";
 /// meta: what [`super::Store::probe`] writes, and takes away again; after a kill in
 /// between the next one does.
 pub(super) const META_PROBE: &[u8] = b"probe";
@@ -98,12 +108,13 @@ impl Suffix {
 
     /// Seconds from `newer`, which it does not come before, to this.
     pub fn seconds_behind(&self, newer: &Self) -> u64 {
-        let inverted = |suffix: &Self| {
-            let mut bytes = [0; 8];
-            bytes[3..].copy_from_slice(&suffix.0[..5]);
-            u64::from_be_bytes(bytes)
-        };
-        inverted(self) - inverted(newer)
+        inverted(&self.0) - inverted(&newer.0)
+    }
+
+    /// As it lies in `time`; undoes itself.
+    #[must_use]
+    pub fn turned(&self) -> Self {
+        Self(self.0.map(|byte| !byte))
     }
 
     /// The suffix a key ends in; `None` when it is too short.
@@ -113,10 +124,8 @@ impl Suffix {
 
     /// `created_at`, the first bytes of the id, and the sequence number.
     pub fn parts(&self) -> (u64, [u8; 8], Sequence) {
-        let mut inverted = [0; 8];
-        inverted[3..].copy_from_slice(&self.0[..5]);
         let id = *self.0[5..].first_chunk().expect("8 bytes before the last 6");
-        (CREATED_AT_MAX - u64::from_be_bytes(inverted), id, self.seq())
+        (CREATED_AT_MAX - inverted(&self.0), id, self.seq())
     }
 
     pub fn seq(&self) -> Sequence {
@@ -128,6 +137,13 @@ impl Suffix {
 fn invert(created_at: u64) -> [u8; 5] {
     let inverted = CREATED_AT_MAX - created_at.min(CREATED_AT_MAX);
     *inverted.to_be_bytes().last_chunk().expect("8 bytes end in 5")
+}
+
+/// The number that five leading bytes are.
+fn inverted(bytes: &[u8]) -> u64 {
+    let mut number = [0; 8];
+    number[3..].copy_from_slice(&bytes[..5]);
+    u64::from_be_bytes(number)
 }
 
 /// A sequence number as it lies in keys.
@@ -233,6 +249,11 @@ impl Mark {
         Self { inverted: invert(event.created_at()), id: *event.id(), seq }
     }
 
+    /// `created_at` of the version.
+    pub fn created_at(&self) -> u64 {
+        CREATED_AT_MAX - inverted(&self.inverted)
+    }
+
     /// The same mark, its version no longer stored.
     pub fn emptied(&self) -> Self {
         Self { seq: 0, ..*self }
@@ -260,37 +281,46 @@ impl Mark {
 /// Which index a vanish erases from at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// What the key wrote, by `author`.
+    /// What the key wrote, by `author_kind`.
     Authored = 0,
     /// Gift wraps to the key, by `tag`.
     Wrapped = 1,
 }
 
-/// A value of `backlog`: `up_to(8) ‖ phase(1) ‖ next(19)`.
+/// A value of `backlog`: `up_to(8) ‖ phase(1) ‖ kind(2) ‖ next(19)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Backlog {
     /// Everything up to this `created_at` is to go.
     pub up_to: u64,
     /// Which index is being walked.
     pub phase: Phase,
-    /// Where in it the next chunk begins.
+    /// Of what the key wrote, the kind at which the next chunk begins; else 0.
+    pub kind: Kind,
+    /// Where the next chunk begins.
     pub next: Suffix,
 }
 
 impl Backlog {
-    pub fn encode(&self) -> [u8; 28] {
-        join(&[&self.up_to.to_be_bytes(), &[self.phase as u8], &self.next.0])
+    /// All of what is to go.
+    pub fn whole(up_to: u64) -> Self {
+        Self { up_to, phase: Phase::Authored, kind: Kind(0), next: Suffix::newest(up_to) }
+    }
+
+    pub fn encode(&self) -> [u8; 30] {
+        let (phase, kind) = (self.phase as u8, self.kind.0.to_be_bytes());
+        join(&[&self.up_to.to_be_bytes(), &[phase], &kind, &self.next.0])
     }
 
     pub fn decode(value: &[u8]) -> Option<Self> {
-        let value: &[u8; 28] = value.try_into().ok()?;
+        let value: &[u8; 30] = value.try_into().ok()?;
         let phase = match value[8] {
             0 => Phase::Authored,
             1 => Phase::Wrapped,
             _ => return None,
         };
+        let kind = Kind(u16::from_be_bytes([value[9], value[10]]));
         let next = Suffix::ending(value)?;
-        Some(Self { up_to: u64::from_be_bytes(*value.first_chunk()?), phase, next })
+        Some(Self { up_to: u64::from_be_bytes(*value.first_chunk()?), phase, kind, next })
     }
 }
 
@@ -396,10 +426,50 @@ pub(super) fn tag_prefix(letter: u8, value: TagRef<'_>, hasher: &Hasher) -> [u8;
     join(&[&[letter], &hasher.tag(value)])
 }
 
+/// The bytes of an id that its key in `time` has not.
+pub(super) type IdRest = [u8; 24];
+
+pub(super) fn id_rest(id: &Id) -> IdRest {
+    *id.last_chunk().expect("an id is longer")
+}
+
+/// Bytes of the checksum before a record.
+pub(super) const CHECKSUM_BYTES: usize = 4;
+
+/// The sequence number of what is archived.
+pub(super) const ARCHIVED: Sequence = 0;
+
+/// A value of `event` or `archive` into `out`, which may hold any.
+pub(super) fn seal(seq: Sequence, record: &[u8], out: &mut Vec<u8>) {
+    out.clear();
+    out.extend_from_slice(&checksum(seq, record));
+    out.extend_from_slice(record);
+}
+
+/// The checksum of a record under its sequence number.
+pub(super) fn checksum(seq: Sequence, record: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&seq.to_be_bytes());
+    hasher.update(record);
+    hasher.finalize().to_be_bytes()
+}
+
+/// The record in a value of `event`, whatever its checksum; `None` when it is too short.
+pub(super) fn record_of(value: &[u8]) -> Option<&[u8]> {
+    value.get(CHECKSUM_BYTES..)
+}
+
+/// The record in a value of `event`; `None` when it is not what was stored.
+pub(super) fn unseal(seq: Sequence, value: &[u8]) -> Option<&[u8]> {
+    let (found, record) = value.split_first_chunk()?;
+    (*found == checksum(seq, record)).then_some(record)
+}
+
 /// The keys of one event in every index but `id` and `tag`.
 pub(super) struct IndexKeys {
+    /// What the others end in.
+    pub suffix: [u8; SUFFIX_BYTES],
     pub time: [u8; 19],
-    pub author: [u8; 27],
     pub author_kind: [u8; 29],
     pub kind: [u8; 21],
     pub expire: Option<[u8; 14]>,
@@ -411,8 +481,8 @@ impl IndexKeys {
         let author = &event.pubkey()[..8];
         let kind = event.kind().0.to_be_bytes();
         Self {
-            time: suffix,
-            author: join(&[author, &suffix]),
+            suffix,
+            time: Suffix(suffix).turned().0,
             author_kind: join(&[author, &kind, &suffix]),
             kind: join(&[&kind, &suffix]),
             expire: event.expiration().map(|at| join(&[&at.to_be_bytes(), &short(seq)])),
@@ -447,13 +517,30 @@ mod tests {
     fn values_come_back() {
         let mark = Mark { inverted: [1, 2, 3, 4, 5], id: [7; 32], seq: SEQUENCE_MAX };
         assert_eq!(Mark::decode(&mark.encode()), Some(mark));
-        let backlog = Backlog { up_to: 9, phase: Phase::Wrapped, next: Suffix::newest(8) };
+        let next = Suffix::newest(8);
+        let backlog = Backlog { up_to: 9, phase: Phase::Wrapped, kind: Kind(0x102), next };
         assert_eq!(Backlog::decode(&backlog.encode()), Some(backlog));
         let backlog = ArchiveBacklog { up_to: 9, next: [7; 50] };
         assert_eq!(ArchiveBacklog::decode(&backlog.encode()), Some(backlog));
         assert_eq!(ArchiveBacklog::decode(&[2; 57]), None);
         assert_eq!(Mark::decode(&[0; 42]), None);
-        assert_eq!(Backlog::decode(&[2; 28]), None);
+        assert_eq!(Backlog::decode(&[2; 30]), None);
+        assert_eq!(Suffix::newest(9).turned().turned(), Suffix::newest(9));
+    }
+
+    #[test]
+    fn a_record_is_told_from_another_and_from_that_of_another_event() {
+        let record = [9; 300];
+        let mut value = [&checksum(7, &record)[..], &record].concat();
+        assert_eq!(unseal(7, &value), Some(&record[..]));
+        assert_eq!(unseal(8, &value), None);
+        for at in [0, 4, 303] {
+            value[at] ^= 0x10;
+            assert_eq!(unseal(7, &value), None, "{at}");
+            value[at] ^= 0x10;
+        }
+        assert_eq!(unseal(7, &value[..303]), None);
+        assert_eq!(unseal(7, &value[..3]), None);
     }
 
     #[test]

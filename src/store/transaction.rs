@@ -12,8 +12,8 @@ use heed::{PutFlags, RwTxn};
 use super::environment::{Environment, Table, number, sequence};
 use super::error::StoreError;
 use super::schema::{
-    Address, Backlog, IndexKeys, META_LAST_SEQUENCE, Mark, Phase, SEQUENCE_MAX, Suffix, TagHint,
-    address_of, short, tag_hint, tag_key, tag_prefixes,
+    Address, Backlog, IdRest, IndexKeys, META_LAST_SEQUENCE, Mark, SEQUENCE_MAX, Suffix, TagHint,
+    address_of, id_rest, seal, short, tag_hint, tag_key, tag_prefixes,
 };
 use super::visible;
 use crate::nostr::event::{Event, EventView, Id, Pubkey};
@@ -29,7 +29,7 @@ pub(super) struct Transaction<'e> {
     adds: bool,
     held_back: HeldBack,
     gone: Gone,
-    /// Scratch: an erased event's record, and the tag prefixes of one event.
+    /// Scratch: the record of one event, and its tag prefixes.
     record: Vec<u8>,
     prefixes: Vec<[u8; 9]>,
 }
@@ -46,8 +46,7 @@ pub(super) struct Gone {
 /// Entries of new events, table by table.
 #[derive(Default)]
 struct HeldBack {
-    time: Vec<([u8; 19], Id)>,
-    author: Vec<([u8; 27], [u8; 0])>,
+    time: Vec<([u8; 19], IdRest)>,
     author_kind: Vec<([u8; 29], [u8; 0])>,
     kind: Vec<([u8; 21], [u8; 0])>,
     tag: Vec<([u8; 28], TagHint)>,
@@ -124,27 +123,24 @@ impl<'e> Transaction<'e> {
         self.last_sequence = seq;
         let view = event.view();
         let tables = &self.environment.tables;
-        tables.event.put_with_flags(
-            &mut self.txn,
-            PutFlags::APPEND,
-            &seq.to_be_bytes(),
-            event.record(),
-        )?;
+        append_record(tables.event, &mut self.txn, seq, event.record(), &mut self.record)?;
         self.put_id(view.id(), seq)?;
         let keys = IndexKeys::of(view, seq);
-        self.held_back.time.push((keys.time, *view.id()));
-        self.held_back.author.push((keys.author, []));
+        self.held_back.time.push((keys.time, id_rest(view.id())));
         self.held_back.author_kind.push((keys.author_kind, []));
         self.held_back.kind.push((keys.kind, []));
         self.held_back.expire.extend(keys.expire.map(|key| (key, [])));
         let hint = tag_hint(view);
         tag_prefixes(view, &self.environment.hasher, &mut self.prefixes);
-        let tags = self.prefixes.iter().map(|prefix| (tag_key(prefix, &keys.time), hint));
+        let tags = self.prefixes.iter().map(|prefix| (tag_key(prefix, &keys.suffix), hint));
         self.held_back.tag.extend(tags);
         Ok(())
     }
 
     /// Takes an event out of every table. Its address keeps the high-water mark.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] when its record does not tell where it is; nothing has changed then.
     pub fn erase(&mut self, seq: Sequence) -> Result<(), StoreError> {
         let mut record = std::mem::take(&mut self.record);
         record.clear();
@@ -205,9 +201,14 @@ impl<'e> Transaction<'e> {
     /// archived too.
     pub fn vanish(&mut self, pubkey: &Pubkey, up_to: u64) -> Result<(), StoreError> {
         self.forget_archived(pubkey, up_to)?;
-        let next = Suffix::newest(up_to);
-        self.put_backlog(pubkey, &Backlog { up_to, phase: Phase::Authored, next })?;
+        self.put_backlog(pubkey, &Backlog::whole(up_to))?;
         self.gone.vanished.push(Vanished { pubkey: *pubkey, up_to });
+        Ok(())
+    }
+
+    /// Takes an entry out of `expire` whose event is not there to be erased.
+    pub fn forget_expiry(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        self.environment.tables.expire.delete(&mut self.txn, key)?;
         Ok(())
     }
 
@@ -248,7 +249,6 @@ impl<'e> Transaction<'e> {
         let txn = &mut self.txn;
         let keys = IndexKeys::of(event, seq);
         let mut found = tables.time.delete(txn, &keys.time)?;
-        found &= tables.author.delete(txn, &keys.author)?;
         found &= tables.author_kind.delete(txn, &keys.author_kind)?;
         found &= tables.kind.delete(txn, &keys.kind)?;
         if let Some(key) = &keys.expire {
@@ -256,7 +256,7 @@ impl<'e> Transaction<'e> {
         }
         tag_prefixes(event, &self.environment.hasher, &mut self.prefixes);
         for prefix in &self.prefixes {
-            found &= tables.tag.delete(txn, &tag_key(prefix, &keys.time))?;
+            found &= tables.tag.delete(txn, &tag_key(prefix, &keys.suffix))?;
         }
         if found {
             return Ok(());
@@ -268,25 +268,37 @@ impl<'e> Transaction<'e> {
         let gone = &self.gone.erased;
         let tables = &self.environment.tables;
         let rows = &mut self.held_back;
-        put_sorted(&mut self.txn, tables.time, &mut rows.time, gone)?;
-        put_sorted(&mut self.txn, tables.author, &mut rows.author, gone)?;
-        put_sorted(&mut self.txn, tables.author_kind, &mut rows.author_kind, gone)?;
-        put_sorted(&mut self.txn, tables.kind, &mut rows.kind, gone)?;
-        put_sorted(&mut self.txn, tables.tag, &mut rows.tag, gone)?;
-        put_sorted(&mut self.txn, tables.expire, &mut rows.expire, gone)
+        put_sorted(&mut self.txn, tables.time, &mut rows.time, gone, |end| end.map(|byte| !byte))?;
+        put_sorted(&mut self.txn, tables.author_kind, &mut rows.author_kind, gone, |end| end)?;
+        put_sorted(&mut self.txn, tables.kind, &mut rows.kind, gone, |end| end)?;
+        put_sorted(&mut self.txn, tables.tag, &mut rows.tag, gone, |end| end)?;
+        put_sorted(&mut self.txn, tables.expire, &mut rows.expire, gone, |end| end)
     }
 }
 
-/// Puts rows in key order, without those of events in `gone`. Every key ends in its sequence.
+/// Puts a record behind all others; `scratch` may hold any.
+pub(super) fn append_record(
+    table: Table,
+    txn: &mut RwTxn<'_>,
+    seq: Sequence,
+    record: &[u8],
+    scratch: &mut Vec<u8>,
+) -> Result<(), StoreError> {
+    seal(seq, record, scratch);
+    Ok(table.put_with_flags(txn, PutFlags::APPEND, &seq.to_be_bytes(), scratch)?)
+}
+
+/// Puts rows in key order, without those of events in `gone`. `short` makes the sequence of what a key ends in.
 fn put_sorted<const K: usize, const V: usize>(
     txn: &mut RwTxn<'_>,
     table: Table,
     rows: &mut Vec<([u8; K], [u8; V])>,
     gone: &[Erased],
+    short: impl Fn([u8; 6]) -> [u8; 6],
 ) -> Result<(), StoreError> {
     rows.sort_unstable_by_key(|row| row.0);
     for (key, value) in rows.drain(..) {
-        let seq = super::schema::long(*key.last_chunk().expect("a key ends in its sequence"));
+        let seq = super::schema::long(short(*key.last_chunk().expect("a key ends in it")));
         if gone.is_empty() || gone.binary_search_by_key(&seq, |event| event.sequence).is_err() {
             table.put(txn, &key, &value)?;
         }
@@ -295,7 +307,7 @@ fn put_sorted<const K: usize, const V: usize>(
 }
 
 /// Where the event of this id is stored: the entry under its prefix, or, when that is another
-/// event's, the one right behind it.
+/// event's, the one right behind it. A damaged record is not an event that is stored.
 pub(super) fn find<'t>(
     environment: &Environment,
     txn: &'t heed::RoTxn<'_>,
@@ -309,13 +321,18 @@ pub(super) fn find<'t>(
         return Ok(None);
     }
     let seq = sequence(value)?;
-    let event = environment.indexed(txn, seq)?;
-    if event.id() == id {
-        return Ok(Some((seq, event)));
+    match environment.indexed(txn, seq) {
+        Ok(event) if event.id() == id => return Ok(Some((seq, event))),
+        Ok(_) | Err(StoreError::Record { .. }) => {}
+        Err(error) => return Err(error),
     }
     let Some(value) = table.get(txn, id)? else { return Ok(None) };
     let seq = sequence(value)?;
-    Ok(Some((seq, environment.indexed(txn, seq)?)))
+    match environment.indexed(txn, seq) {
+        Ok(event) => Ok(Some((seq, event))),
+        Err(StoreError::Record { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The suffix an erased or walked index key ends in.

@@ -5,7 +5,9 @@ use crate::nostr::EventView;
 use crate::nostr::event::Id;
 use crate::store::environment::{ArchiveTables, Table, number};
 use crate::store::error::StoreError;
-use crate::store::schema::{ArchiveBacklog, ArchiveKey, Mark, archive_expire_key, tomb_key};
+use crate::store::schema::{
+    ARCHIVED, ArchiveBacklog, ArchiveKey, Mark, archive_expire_key, record_of, tomb_key, unseal,
+};
 use crate::store::transaction::find;
 use crate::store::visible;
 
@@ -14,14 +16,17 @@ impl Check<'_> {
         let Some(tables) = self.environment.tables.archive else { return Ok(()) };
         let (mut ids, mut expirations) = (0, 0);
         for entry in tables.archive.iter(self.txn)? {
-            let (bytes, record) = entry?;
+            let (bytes, value) = entry?;
             self.report.replaced += 1;
             let name = faster_hex::hex_string(&bytes[bytes.len().saturating_sub(32)..]);
-            let (Some(key), Some(event)) = (ArchiveKey::decode(bytes), EventView::new(record))
-            else {
+            let event = record_of(value).and_then(EventView::new);
+            let (Some(key), Some(event)) = (ArchiveKey::decode(bytes), event) else {
                 self.difference(|| format!("archive: {name} is no version"));
                 continue;
             };
+            if unseal(ARCHIVED, value).is_none() {
+                self.difference(|| format!("archive: {name} has the checksum of another record"));
+            }
             self.record(event, format_args!("archived version {name}"));
             if ArchiveKey::of(event, &self.environment.hasher) != Some(key) {
                 self.difference(|| format!("archive: {name} lies at another's place"));
@@ -131,7 +136,7 @@ impl Check<'_> {
         let Some(key) = place.and_then(|place| ArchiveKey::found(id, place)) else {
             return Ok(None);
         };
-        Ok(archive.archive.get(self.txn, &key.0)?.and_then(EventView::new))
+        Ok(archive.archive.get(self.txn, &key.0)?.and_then(record_of).and_then(EventView::new))
     }
 
     /// A backlog never reaches further than the vanish or the deletion it belongs to.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::nostr::event::{Event, Id};
 use crate::nostr::{Filter, TagValue};
 use crate::relay::ports::Query;
+use crate::store::plan::SOURCES_MAX;
 use crate::store::testing::*;
 use crate::store::{SliceBudget, Store};
 
@@ -119,6 +120,56 @@ fn what_only_one_of_two_tags_has_is_leapt_over() {
     let (found, examined) = self::examined(&store, &events, &author);
     assert_eq!(found, 500);
     assert!(examined <= PLANNING + 502, "{examined} entries");
+}
+
+#[test]
+fn what_an_author_wrote_is_found_kind_by_kind() {
+    let (store, _dir) = store();
+    let everybody = 1..=40;
+    // Each has one note; the first has forty kinds besides, all even.
+    let mut events: Vec<Event> =
+        everybody.clone().map(|n| event_at(1_000 + u32::from(n), n, 1, &[])).collect();
+    events.extend((0..40u16).map(|n| event_at(2_000 + u32::from(n), 1, 2 + 2 * n, &[])));
+    apply(&store, &events, 10);
+    let one = Filter { authors: Some(vec![key(1)]), ..Filter::default() };
+    let (found, entries) = examined(&store, &events, &one);
+    assert!(found == 41 && entries <= PLANNING + 3 * 41 + 1, "{found} in {entries}");
+    let ten = Filter { limit: Some(10), ..one.clone() };
+    assert_eq!(examined(&store, &events, &ten).0, 10);
+    // Odd kinds, of which it has one, and far more than the ranges of a few.
+    let odd = Filter { kinds: Some((0..1_000).map(|n| 2 * n + 1).collect()), ..one.clone() };
+    let (found, entries) = examined(&store, &events, &odd);
+    assert!(found == 1 && entries <= PLANNING + 100, "{found} in {entries}");
+    let all = Filter { authors: Some(everybody.map(key).collect()), ..Filter::default() };
+    let (found, _) = examined(&store, &events, &all);
+    assert_eq!(found, 80);
+    // They are found in slices, too, and a slice's budget is kept.
+    let mut scan = store.scan(Query { filters: vec![all], limit_max: 500 }).unwrap();
+    let budget = SliceBudget { entries: 8, ..WHOLE };
+    let mut ids = Vec::new();
+    while !scan.is_done() {
+        let before = scan.examined();
+        ids.extend(scan.slice(&store, &budget, 10).unwrap().events.iter().map(|json| id_of(json)));
+        assert!(scan.examined() - before <= 8 + PLANNING);
+    }
+    assert_eq!(ids, evaluate(&events, &[Filter::default()], 500));
+}
+
+#[test]
+fn an_author_of_more_kinds_than_a_query_may_walk_is_found_by_time() {
+    let (store, _dir) = store();
+    let kinds = || (1_000..10_000).chain(40_000..49_000);
+    let events: Vec<Event> = kinds()
+        .zip(0..)
+        .map(|(kind, n)| event_at(n, 1, kind, &[]))
+        .chain([event_at(30_000, 2, 1, &[])])
+        .collect();
+    assert!(events.len() > SOURCES_MAX + 1);
+    apply(&store, &events, 10);
+    let filter = Filter { authors: Some(vec![key(1)]), ..Filter::default() };
+    let (found, entries) = examined(&store, &events, &filter);
+    let finding = SOURCES_MAX as u64 + 1;
+    assert!(found == 500 && entries <= finding + 600, "{found} in {entries}");
 }
 
 #[test]

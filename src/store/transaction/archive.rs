@@ -21,13 +21,22 @@ use crate::nostr::event::{EventView, Id};
 use crate::relay::ports::Sequence;
 use crate::store::environment::ArchiveTables;
 use crate::store::error::StoreError;
-use crate::store::schema::{ArchiveBacklog, ArchiveKey, archive_expire_key};
+use crate::store::schema::{
+    ARCHIVED, ArchiveBacklog, ArchiveKey, archive_expire_key, seal, unseal,
+};
+
+/// A key of `archive_expire`, and that of the version it names.
+type Expired = (Vec<u8>, Option<ArchiveKey>);
 
 impl Transaction<'_> {
     /// Takes a version that a newer one beats out of every index, and into the archive if it is to be kept and
     /// may be served at `now`.
     pub fn replace(&mut self, seq: Sequence, now: u64, keep: bool) -> Result<(), StoreError> {
-        let replaced = self.environment.indexed(&self.txn, seq)?;
+        let replaced = match self.environment.indexed(&self.txn, seq) {
+            // It is served no more either way.
+            Err(StoreError::Record { .. }) => return Ok(()),
+            replaced => replaced?,
+        };
         if !keep || !self.is_visible(replaced, now)? {
             return self.erase(seq);
         }
@@ -47,7 +56,8 @@ impl Transaction<'_> {
             Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => return Ok(()),
             put => put?,
         }
-        tables.archive.put(txn, &key.0, event.record())?;
+        seal(ARCHIVED, event.record(), &mut self.record);
+        tables.archive.put(txn, &key.0, &self.record)?;
         if let Some(at) = event.expiration() {
             tables.expire.put(txn, &archive_expire_key(at, key.id()), &[])?;
         }
@@ -65,12 +75,13 @@ impl Transaction<'_> {
     /// Takes a version out of the archive.
     pub fn erase_archived(&mut self, key: &ArchiveKey) -> Result<(), StoreError> {
         let tables = self.archive_tables();
-        let record = tables.archive.get(&self.txn, &key.0)?.and_then(EventView::new);
-        let Some(event) = record else {
+        let Some(value) = tables.archive.get(&self.txn, &key.0)? else {
             let id = faster_hex::hex_string(key.id());
             return Err(StoreError::Damaged(format!("the archive lacks the version {id}")));
         };
-        let expiration = event.expiration();
+        // A damaged record does not tell; its entry goes when its time has come.
+        let event = unseal(ARCHIVED, value).and_then(EventView::new);
+        let expiration = event.and_then(|event| event.expiration());
         let txn = &mut self.txn;
         let mut found = tables.archive.delete(txn, &key.0)?;
         found &= tables.id.delete(txn, key.id())?;
@@ -99,15 +110,18 @@ impl Transaction<'_> {
     /// Erases archived versions that have expired, and some of what is to be forgotten: `most` at most, looking
     /// at sixteen for each. Answers whether more is to be done.
     pub fn tend_archive(&mut self, now: u64, most: usize) -> Result<bool, StoreError> {
+        let tables = self.archive_tables();
         let expired = self.expired_archived(now, most)?;
-        for key in &expired {
-            self.erase_archived(key)?;
+        for (key, version) in &expired {
+            if let Some(version) = version {
+                self.erase_archived(version)?;
+            }
+            tables.expire.delete(&mut self.txn, key)?;
         }
         let left = most - expired.len();
         if left == 0 {
             return Ok(true);
         }
-        let tables = self.archive_tables();
         let Some((prefix, value)) = tables.backlog.first(&self.txn)? else { return Ok(false) };
         let backlog = ArchiveBacklog::decode(value)
             .ok_or_else(|| StoreError::Damaged("an archive_backlog value is not one".into()))?;
@@ -116,7 +130,8 @@ impl Transaction<'_> {
         Ok(tables.backlog.first(&self.txn)?.is_some())
     }
 
-    fn expired_archived(&self, now: u64, most: usize) -> Result<Vec<ArchiveKey>, StoreError> {
+    /// Entries whose time has come, and the versions they name.
+    fn expired_archived(&self, now: u64, most: usize) -> Result<Vec<Expired>, StoreError> {
         let mut keys = Vec::new();
         for entry in self.archive_tables().expire.iter(&self.txn)?.take(most) {
             let (key, _) = entry?;
@@ -126,10 +141,7 @@ impl Transaction<'_> {
             if u64::from_be_bytes(*at) > now {
                 break;
             }
-            let found = self.find_archived(id)?;
-            keys.push(found.ok_or_else(|| {
-                StoreError::Damaged("archive_expire names what is not archived".into())
-            })?);
+            keys.push((key.to_vec(), self.find_archived(id)?));
         }
         Ok(keys)
     }
