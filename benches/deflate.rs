@@ -14,6 +14,7 @@ use bytes::Bytes;
 use flate2::{Compress, Compression, FlushCompress};
 use rheostr::nostr::SubscriptionId;
 use rheostr::relay::outbox::{Name, Outbox};
+use rheostr::relay::ports::ExpiringBytes;
 use rheostr::wire::batch::Batch;
 use rheostr::wire::deflate::{Deflater, INPUT_BYTES_MAX, Inflater, WindowBits};
 use support::Bench;
@@ -103,15 +104,16 @@ fn deliveries(bench: &mut Bench, events: &[Bytes]) {
         let [plain, deflated] = ["plain", "deflated"]
             .map(|how| format!("a delivery, {how}, {subscribers} subscribers"));
         bench.measure(&plain, subscribers, || {
-            let json = Rc::new(next.next().expect("a cycle").clone());
+            let json = Rc::new(ExpiringBytes::new(next.next().expect("a cycle").clone(), None));
             deliver(&mut outbox, &mut batch, subscribers, |outbox| {
                 outbox.push_event(&name, json.clone());
             });
         });
         bench.measure(&deflated, subscribers, || {
             let json = next.next().expect("a cycle");
-            let blocks = deflater.deflate(json, b"]", WindowBits::MAX).map(Rc::new);
-            let json = Rc::new(json.clone());
+            let blocks = deflater.deflate(json, b"]", WindowBits::MAX);
+            let blocks = blocks.map(|blocks| Rc::new(ExpiringBytes::new(blocks, None)));
+            let json = Rc::new(ExpiringBytes::new(json.clone(), None));
             deliver(&mut outbox, &mut batch, subscribers, |outbox| match &blocks {
                 Some(blocks) => outbox.push_deflated(&name, blocks.clone()),
                 None => outbox.push_event(&name, json.clone()),

@@ -16,7 +16,8 @@ use std::thread;
 
 use bytes::Bytes;
 use rheostr::nostr::SubscriptionId;
-use rheostr::relay::outbox::{Name, Outbox};
+use rheostr::relay::outbox::{Name, Outbox, Payload};
+use rheostr::relay::ports::ExpiringBytes;
 use rheostr::wire::batch::Batch;
 use rheostr::wire::frame::{Opcode, write_header};
 use ring::{Message, Ring};
@@ -56,7 +57,7 @@ fn send_batch(stream: &TcpStream, batch: &Batch) {
     send_all(stream, &mut slices);
 }
 
-fn fill(outbox: &mut Outbox, name: &Rc<Name>, event: &Rc<Bytes>, frames: usize, batch: &mut Batch) {
+fn fill(outbox: &mut Outbox, name: &Rc<Name>, event: &Payload, frames: usize, batch: &mut Batch) {
     for _ in 0..frames {
         outbox.push_event(name, event.clone());
     }
@@ -67,7 +68,7 @@ fn fill(outbox: &mut Outbox, name: &Rc<Name>, event: &Rc<Bytes>, frames: usize, 
 
 fn filling(bench: &mut Bench) {
     let name = Name::new(SubscriptionId::new("sub").expect("short"));
-    let event = Rc::new(Bytes::from(vec![b'x'; EVENT_BYTES]));
+    let event = Rc::new(ExpiringBytes::new(vec![b'x'; EVENT_BYTES].into(), None));
     let (mut outbox, mut batch) = (Outbox::default(), Batch::default());
     for frames in [1, 16, 64] {
         let (measured, floor) = (
@@ -87,7 +88,7 @@ fn filling(bench: &mut Bench) {
 
 fn sending(bench: &mut Bench) {
     let name = Name::new(SubscriptionId::new("sub").expect("short"));
-    let event = Rc::new(Bytes::from(vec![b'x'; EVENT_BYTES]));
+    let event = Rc::new(ExpiringBytes::new(vec![b'x'; EVENT_BYTES].into(), None));
     let mut stream = connection();
     for frames in [1, 16, 64] {
         let (mut outbox, mut batch) = (Outbox::default(), Batch::default());

@@ -168,6 +168,7 @@ metrics! {
         suppressed_live: Counter "live_suppressed", "Matched live events that the stored query had served already.";
         abandoned_live: Counter "drops" ("reason", "abandoned"), "What was queued for a client and not sent, by reason.";
         purged_events: Counter "drops" ("reason", "purged"), "Events taken out of outboxes with their subscription or connection.";
+        expired_events: Counter "drops" ("reason", "expired"), "Events that expired in an outbox.";
         pongs_replaced: Counter "drops" ("reason", "pong"), "Pongs that newer ones took the place of.";
         slow_closed: Counter "slow_client_closed", "Subscriptions and connections ended because their reader was too slow.";
         verify_waiting: Gauge "queue_depth" ("queue", "verify"), "What waits, by queue.";

@@ -92,8 +92,10 @@ pub struct Counters {
     /// Matched live events that ended with their subscription or connection before delivery.
     pub abandoned_live: u64,
 
-    /// Events purged from outboxes with their subscription or connection. All others that were delivered
-    /// went into a batch; how much of what was on its way a peer received when it was cut off, nobody
+    /// Events that expired in an outbox.
+    pub expired_events: u64,
+    /// Events purged from outboxes with their subscription or connection. All others that were delivered and
+    /// did not expire went into a batch; how much of what was on its way a peer received when it was cut off, nobody
     /// knows.
     pub purged_events: u64,
     /// Pongs that newer ones took the place of.

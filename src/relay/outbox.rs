@@ -32,6 +32,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::planted::{Bug, planted};
+use super::ports::ExpiringBytes;
 use crate::nostr::{RelayMessage, SubscriptionId};
 /// What a batch takes from here at a time.
 use crate::wire::batch::Batch;
@@ -63,7 +64,12 @@ impl Name {
 
 /// What frames of one shard share. [`Bytes`] counts its owners with atomics, for all shards; a frame for
 /// each of hundreds of subscribers is counted without.
-pub type Payload = Rc<Bytes>;
+pub type Payload = Rc<ExpiringBytes>;
+
+/// A payload that is no event's.
+fn lasting(bytes: impl Into<Bytes>) -> Payload {
+    Rc::new(ExpiringBytes::new(bytes.into(), None))
+}
 
 /// Small, since hundreds of queues in turn take one for each event.
 #[derive(Debug)]
@@ -136,7 +142,7 @@ impl DerefMut for Outbox {
 }
 
 /// The lanes of an [`Outbox`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lanes {
     pongs: VecDeque<Box<[u8]>>,
     ping: bool,
@@ -147,7 +153,15 @@ pub struct Lanes {
     stream_bytes: usize,
     /// CLOSEDs in the stream.
     stream_closed: usize,
+    /// Nothing in the stream expires before, in seconds since the epoch.
+    expires_at: u64,
     end: Option<End>,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self::NEW
+    }
 }
 
 /// How the bytes for this socket end.
@@ -169,7 +183,9 @@ pub struct Filled {
 }
 
 impl Lanes {
-    const EMPTY: &Self = &Self {
+    const EMPTY: &Self = &Self::NEW;
+
+    const NEW: Self = Self {
         pongs: VecDeque::new(),
         ping: false,
         raw: None,
@@ -177,6 +193,7 @@ impl Lanes {
         stream: VecDeque::new(),
         stream_bytes: 0,
         stream_closed: 0,
+        expires_at: u64::MAX,
         end: None,
     };
 
@@ -229,43 +246,47 @@ impl Lanes {
     /// Queues the EOSE of a subscription.
     pub fn push_eose(&mut self, name: &Rc<Name>) {
         let eose = RelayMessage::Eose { subscription: name.id(), finished: None };
-        self.push_frame(name, Body::Eose(Rc::new(eose.to_json().into())));
+        self.push_frame(name, Body::Eose(lasting(eose.to_json())));
     }
 
     /// Queues the CLOSED of a subscription the relay has ended.
     pub fn push_closed(&mut self, name: &Rc<Name>, text: &str) {
         let closed = RelayMessage::Closed { subscription: name.id(), text };
         self.stream_closed += 1;
-        self.push_frame(name, Body::Closed(Rc::new(closed.to_json().into())));
+        self.push_frame(name, Body::Closed(lasting(closed.to_json())));
     }
 
     fn push_frame(&mut self, name: &Rc<Name>, body: Body) {
-        self.stream_bytes += body.len();
+        let payload = body.payload();
+        self.stream_bytes += payload.len();
+        self.expires_at = self.expires_at.min(payload.expires_at());
         self.stream.push_back(StreamFrame { name: name.clone(), body });
     }
 
     /// Queues an echo.
     #[cfg(any(test, feature = "echo-endpoint"))]
     pub(super) fn push_echo(&mut self, name: &Rc<Name>, opcode: Opcode, payload: Bytes) {
-        self.push_frame(name, Body::Echo(opcode, Rc::new(payload)));
+        self.push_frame(name, Body::Echo(opcode, lasting(payload)));
     }
 
     /// Drops the frames of a subscription that wait; returns how many events were among them.
     pub fn purge(&mut self, name: &Rc<Name>) -> u64 {
         let by_id = planted(Bug::PurgeById);
-        self.purge_if(|other| Rc::ptr_eq(other, name) || by_id && other.id() == name.id())
+        self.purge_if(|frame| {
+            Rc::ptr_eq(&frame.name, name) || by_id && frame.name.id() == name.id()
+        })
     }
 
     /// Drops what waits for any subscription of this id: the CLOSED of one the relay has ended.
     pub fn purge_id(&mut self, id: &SubscriptionId) {
-        self.purge_if(|name| name.id() == id);
+        self.purge_if(|frame| frame.name.id() == id);
     }
 
-    fn purge_if(&mut self, gone: impl Fn(&Rc<Name>) -> bool) -> u64 {
+    fn purge_if(&mut self, gone: impl Fn(&StreamFrame) -> bool) -> u64 {
         let mut events = 0;
         let (bytes, closed) = (&mut self.stream_bytes, &mut self.stream_closed);
         self.stream.retain(|frame| {
-            let keep = !gone(&frame.name);
+            let keep = !gone(frame);
             if !keep {
                 events += u64::from(frame.body.is_event());
                 *closed -= usize::from(matches!(frame.body, Body::Closed(_)));
@@ -273,6 +294,20 @@ impl Lanes {
             }
             keep
         });
+        events
+    }
+
+    /// Whether events may be in the stream that have expired at `unix_s`.
+    #[must_use]
+    pub fn may_have_expired(&self, unix_s: u64) -> bool {
+        self.expires_at <= unix_s && !planted(Bug::ExpiredSent)
+    }
+
+    /// Drops them; returns how many there were.
+    pub fn drop_expired(&mut self, unix_s: u64) -> u64 {
+        let events = self.purge_if(|frame| frame.body.payload().is_expired(unix_s));
+        let left = self.stream.iter().map(|frame| frame.body.payload().expires_at());
+        self.expires_at = left.min().unwrap_or(u64::MAX);
         events
     }
 
@@ -404,13 +439,17 @@ impl Body {
     }
 
     fn len(&self) -> usize {
+        self.payload().len()
+    }
+
+    fn payload(&self) -> &Payload {
         match self {
             Self::Event(payload)
             | Self::Deflated(payload)
             | Self::Eose(payload)
-            | Self::Closed(payload) => payload.len(),
+            | Self::Closed(payload) => payload,
             #[cfg(any(test, feature = "echo-endpoint"))]
-            Self::Echo(_, payload) => payload.len(),
+            Self::Echo(_, payload) => payload,
         }
     }
 }
@@ -418,6 +457,12 @@ impl Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW: u64 = 1_000;
+
+    fn payload(bytes: &[u8]) -> Payload {
+        lasting(Bytes::copy_from_slice(bytes))
+    }
 
     fn text(batch: &Batch) -> String {
         let bytes: Vec<u8> = batch.unwritten().flatten().copied().collect();
@@ -434,7 +479,7 @@ mod tests {
     fn control_overtakes_replies_overtake_the_stream_and_close_is_last() {
         let mut outbox = Outbox::default();
         let name = Name::new(SubscriptionId::new("s\"1").unwrap());
-        outbox.push_event(&name, Rc::new(Bytes::from_static(b"{\"first\":1}")));
+        outbox.push_event(&name, payload(b"{\"first\":1}"));
         outbox.push_eose(&name);
         outbox.push_close(Close { code: Some(1001), reason: "bye" });
         outbox.push_close(Close { code: Some(1002), reason: "late" });
@@ -476,8 +521,8 @@ mod tests {
         let mut outbox = Outbox::default();
         let id = || SubscriptionId::new("s").unwrap();
         let (old, new) = (Name::new(id()), Name::new(id()));
-        outbox.push_event(&old, Rc::new(Bytes::from_static(b"{\"old\":1}")));
-        outbox.push_event(&new, Rc::new(Bytes::from_static(b"{\"new\":1}")));
+        outbox.push_event(&old, payload(b"{\"old\":1}"));
+        outbox.push_event(&new, payload(b"{\"new\":1}"));
         outbox.push_eose(&old);
         assert_eq!(outbox.purge(&old), 1);
         let mut batch = Batch::default();
@@ -492,7 +537,7 @@ mod tests {
         let name = Name::new(SubscriptionId::new("s").unwrap());
         for n in 0..3 {
             assert!(outbox.has_room(3, 1000), "{n}");
-            outbox.push_event(&name, Rc::new(vec![b'x'; 10].into()));
+            outbox.push_event(&name, payload(&[b'x'; 10]));
         }
         assert_eq!((outbox.stream_len(), outbox.stream_bytes()), (3, 30));
         assert!(!outbox.has_room(3, 1000));
@@ -518,7 +563,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let name = Name::new(SubscriptionId::new("s").unwrap());
         for _ in 0..40 {
-            outbox.push_event(&name, Rc::new(vec![b'x'; 8000].into()));
+            outbox.push_event(&name, payload(&[b'x'; 8000]));
         }
         outbox.push_close(Close { code: Some(1001), reason: "" });
         let mut batches = 0;
@@ -530,5 +575,27 @@ mod tests {
             }
         }
         assert!(batches > 1 && outbox.is_empty());
+    }
+
+    #[test]
+    fn what_has_expired_is_dropped_and_nothing_else() {
+        let mut outbox = Outbox::default();
+        let name = Name::new(SubscriptionId::new("s").unwrap());
+        for (text, at) in [("before", NOW - 1), ("now", NOW), ("after", NOW + 1)] {
+            let bytes = Bytes::from_static(text.as_bytes());
+            let payload = Rc::new(ExpiringBytes::new(bytes, Some(at)));
+            outbox.push_event(&name, payload.clone());
+            outbox.push_deflated(&name, payload);
+        }
+        outbox.push_eose(&name);
+        assert!(!outbox.may_have_expired(NOW - 2) && outbox.may_have_expired(NOW));
+        assert_eq!(outbox.drop_expired(NOW), 4);
+        assert!(!outbox.may_have_expired(NOW) && outbox.may_have_expired(NOW + 1));
+        let mut batch = Batch::default();
+        outbox.fill(&mut batch);
+        assert_eq!((batch.frames(), outbox.stream_bytes()), (3, 0));
+        assert!(order(&batch, &["after", "EOSE"]) && !text(&batch).contains("now"));
+        assert_eq!(outbox.drop_expired(NOW + 1), 0, "it has left");
+        assert!(!outbox.may_have_expired(u64::MAX - 1));
     }
 }

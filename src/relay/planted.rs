@@ -23,6 +23,8 @@ bugs! {
     PingInLine,
     /// The byte limit of the stream is not looked at.
     BytesUnbounded,
+    /// What has expired while it waited is sent.
+    ExpiredSent,
     /// A batch is filled while another is with the socket.
     TwoWrites,
     /// The answers beyond some that wait are dropped.

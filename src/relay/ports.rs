@@ -3,6 +3,8 @@
 //! Plain values, no channels: the driver carries them. An *origin* is whoever submits events and
 //! wants their verdicts: a shard, or the admin socket.
 
+use std::ops::Deref;
+
 use bytes::Bytes;
 
 use crate::nostr::event::Pubkey;
@@ -160,13 +162,60 @@ pub enum Counted {
     TooMany,
 }
 
+/// Bytes for clients, and until when they may be sent: those of an event that expires may not be later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpiringBytes {
+    bytes: Bytes,
+    expires_at: u64,
+}
+
+impl ExpiringBytes {
+    /// `expiration` is the event's, in seconds since the epoch; `None` = never.
+    #[must_use]
+    pub fn new(bytes: Bytes, expiration: Option<u64>) -> Self {
+        Self { bytes, expires_at: expiration.unwrap_or(u64::MAX) }
+    }
+
+    /// What the bytes were made into.
+    #[must_use]
+    pub fn made_into(&self, bytes: Bytes) -> Self {
+        Self { bytes, ..*self }
+    }
+
+    /// Seconds since the epoch; the last there is where they do not expire.
+    #[must_use]
+    pub fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// Whether they have expired at `unix_s` (NIP-40: at its timestamp and after).
+    #[must_use]
+    pub fn is_expired(&self, unix_s: u64) -> bool {
+        self.expires_at <= unix_s
+    }
+}
+
+impl From<&Event> for ExpiringBytes {
+    fn from(event: &Event) -> Self {
+        Self::new(event.json(), event.view().expiration())
+    }
+}
+
+impl Deref for ExpiringBytes {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
 /// One slice of a stored query's result.
 #[derive(Debug, Default)]
 pub struct Chunk {
     /// The last committed sequence number that the first slice saw; the same in every later slice.
     pub snapshot: Sequence,
     /// JSON objects, newest first, lowest id first on a tie.
-    pub events: Vec<Bytes>,
+    pub events: Vec<ExpiringBytes>,
     /// Index entries that were looked at for it.
     pub examined: u64,
     /// Nothing follows this slice.

@@ -12,7 +12,9 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::ports::{Chunk, CommitBatch, Erased, Newest, Query, ScanKey, Sequence, Vanished};
+use super::ports::{
+    Chunk, CommitBatch, Erased, ExpiringBytes, Newest, Query, ScanKey, Sequence, Vanished,
+};
 use super::shard::{Now, Shard};
 use crate::nostr::event::{Event, EventView, Kind, Pubkey};
 use crate::nostr::{Filter, TagRef};
@@ -388,7 +390,7 @@ impl Shard {
         let mut looks = looks_max;
         let events = self.recent.answer(filters, *limit_max, (snapshot, now.unix_s), &mut looks);
         let events: Option<Vec<_>> =
-            events.map(|events| events.into_iter().map(Event::json).collect());
+            events.map(|events| events.into_iter().map(ExpiringBytes::from).collect());
         let looked = looks_max - looks;
         self.recall_looks -= looked;
         // Where nothing comes of it, the query goes on in the store, which charges it; and few of a connection do

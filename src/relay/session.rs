@@ -12,8 +12,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use bytes::Bytes;
-
 use super::admission::Standing;
 use super::budget::Examined;
 #[cfg(any(test, feature = "echo-endpoint"))]
@@ -21,7 +19,7 @@ use super::echo::Echo;
 use super::limits::Limits;
 use super::outbox::{Name, Outbox, Payload};
 use super::planted::{Bug, planted};
-use super::ports::{Query, Sequence};
+use super::ports::{ExpiringBytes, Query, Sequence};
 use super::shard::Effect;
 use crate::nostr::{Candidate, Event, Id, SubscriptionId};
 use crate::wire::deflate::{Deflater, WindowBits};
@@ -216,14 +214,20 @@ impl Session {
     }
 
     /// Queues a stored event; the outbox has room.
-    pub(super) fn push_stored(&mut self, name: &Rc<Name>, json: Bytes, deflater: &mut Deflater) {
+    pub(super) fn push_stored(
+        &mut self,
+        name: &Rc<Name>,
+        json: ExpiringBytes,
+        deflater: &mut Deflater,
+    ) {
         match self.deflate.and_then(|window| deflater.deflate(&json, b"]", window)) {
-            Some(blocks) => self.outbox.push_deflated(name, Rc::new(blocks)),
+            Some(blocks) => self.outbox.push_deflated(name, Rc::new(json.made_into(blocks))),
             None => self.outbox.push_event(name, Rc::new(json)),
         }
     }
 
     /// Asks the driver, once, for a batch to be written.
+    #[inline]
     pub(super) fn ask_write(&mut self, effects: &mut VecDeque<Effect>, turn_us: u64) {
         if !self.writing && !self.write_asked {
             self.write_asked = true;
@@ -354,7 +358,7 @@ impl LiveEvent {
         received_ms: u64,
         held: &LiveBytes,
     ) -> Rc<Self> {
-        let (json, record_bytes) = (Rc::new(event.json()), event.record().len());
+        let (json, record_bytes) = (Rc::new(ExpiringBytes::from(event)), event.record().len());
         held.set(held.get() + record_bytes);
         let (deflated, held) = (RefCell::default(), held.clone());
         Rc::new(Self { json, record_bytes, sequence, received_ms, deflated, held })
@@ -366,7 +370,8 @@ impl LiveEvent {
         if let Some((_, blocks)) = made.iter().find(|(of, _)| *of == window) {
             return blocks.clone();
         }
-        let blocks = deflater.deflate(&self.json, b"]", window).map(Rc::new);
+        let blocks = deflater.deflate(&self.json, b"]", window);
+        let blocks = blocks.map(|blocks| Rc::new(self.json.made_into(blocks)));
         self.held.set(self.held.get() + blocks.as_ref().map_or(0, |blocks| blocks.len()));
         made.push((window, blocks.clone()));
         blocks
@@ -410,7 +415,7 @@ pub(super) struct Subscription {
     /// When EOSE was queued, in milliseconds.
     pub(super) live_ms: u64,
     /// Stored events of the last slice that found the outbox full.
-    pub(super) stored: VecDeque<Bytes>,
+    pub(super) stored: VecDeque<ExpiringBytes>,
     /// Live events that wait for EOSE or for room.
     pub(super) live: VecDeque<Rc<LiveEvent>>,
     /// Whether it stands in its connection's `waiting`.

@@ -323,8 +323,9 @@ impl Shard {
         self.remove(key);
     }
 
-    /// Moves what waits for a socket into an empty `batch`; `false` when nothing does. While a batch
-    /// is out, nobody else may fill one: one write in flight per socket.
+    /// Moves what waits for a socket into an empty `batch`, but for events that have expired meanwhile;
+    /// `false` when nothing does. While a batch is out, nobody else may fill one: one write in flight per
+    /// socket.
     pub fn fill(&mut self, key: ConnectionKey, batch: &mut Batch, now: Now) -> bool {
         // A purge may have made room for subscriptions that wait since the write was asked for.
         self.pump(key, now);
@@ -332,6 +333,10 @@ impl Shard {
         let Some(session) = self.session(key) else { return false };
         if session.writing && !planted(Bug::TwoWrites) || session.outbox.is_empty() {
             return false;
+        }
+        if session.outbox.may_have_expired(now.unix_s) {
+            self.drop_expired(key, now);
+            return self.fill(key, batch, now);
         }
         let filled = session.outbox.fill(batch);
         if !session.awaits_peer() {
@@ -351,6 +356,18 @@ impl Shard {
         self.pump(key, now);
         self.resume_if_credit(key, now);
         true
+    }
+
+    /// Takes what has expired out of an outbox, and of what moves up behind it.
+    fn drop_expired(&mut self, key: ConnectionKey, now: Now) {
+        while let Some(session) = self.session(key)
+            && session.outbox.may_have_expired(now.unix_s)
+        {
+            self.counters.expired_events += session.outbox.drop_expired(now.unix_s);
+            self.pump(key, now);
+        }
+        // It may have been the last that was owed, and no write ends.
+        self.finish_draining(key, now);
     }
 
     /// Notes that the socket took `bytes` of the batch. That is no progress, unless they are the first:

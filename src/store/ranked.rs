@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use heed::RoTxn;
 
 use super::environment::Environment;
@@ -9,7 +10,7 @@ use super::error::StoreError;
 use super::scan::{Scan, SliceBudget};
 use super::{Store, visible};
 use crate::nostr::Filter;
-use crate::relay::ports::{Chunk, Sequence};
+use crate::relay::ports::{Chunk, ExpiringBytes, Sequence};
 
 /// Full-text search beside the store.
 pub trait Search: Send + Sync {
@@ -81,7 +82,7 @@ impl Scan {
                 break;
             }
             bytes += json.len();
-            events.push(bytes::Bytes::copy_from_slice(json));
+            events.push(ExpiringBytes::new(Bytes::copy_from_slice(json), event.expiration()));
             ranked.left -= 1;
             done = ranked.left == 0;
         }

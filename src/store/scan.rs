@@ -37,7 +37,7 @@ use super::schema::Suffix;
 use super::transaction::find;
 use super::{Store, visible};
 use crate::nostr::{EventView, Filter};
-use crate::relay::ports::{Chunk, Query, Sequence};
+use crate::relay::ports::{Chunk, ExpiringBytes, Query, Sequence};
 
 /// How much one slice may do. A slice makes progress under any budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,26 +223,28 @@ impl Scan {
             chunk.examined = self.examined - before;
             return Ok(chunk);
         }
-        let mut jsons: Vec<&[u8]> = Vec::new();
+        let mut found: Vec<EventView<'_>> = Vec::new();
         let mut bytes = 0;
         let left = Left::new(budget.entries, budget.time);
         self.run(&environment, &txn, left, now, &mut |_, event| {
             let json = event.json();
-            let fits = jsons.is_empty()
-                || (jsons.len() < budget.events && bytes + json.len() <= budget.bytes);
+            let fits = found.is_empty()
+                || (found.len() < budget.events && bytes + json.len() <= budget.bytes);
             if fits {
                 bytes += json.len();
-                jsons.push(json);
+                found.push(event);
             }
             fits
         })?;
         // One allocation of the exact size; the events share it.
         let mut whole = BytesMut::with_capacity(bytes);
-        for json in &jsons {
-            whole.extend_from_slice(json);
+        for event in &found {
+            whole.extend_from_slice(event.json());
         }
         let mut whole = whole.freeze();
-        let events = jsons.iter().map(|json| whole.split_to(json.len())).collect();
+        let mut cut = |event: &EventView<'_>| whole.split_to(event.json().len());
+        let events = found.iter().map(|event| ExpiringBytes::new(cut(event), event.expiration()));
+        let events = events.collect();
         let (snapshot, examined) = (self.snapshot(), self.examined - before);
         Ok(Chunk { snapshot, events, examined, done: self.is_done(), ..Chunk::default() })
     }

@@ -24,6 +24,7 @@ fn every_family_moves_with_the_traffic() {
         ("events", "stored"),
         ("drops", "abandoned"),
         ("drops", "purged"),
+        ("drops", "expired"),
         ("drops", "pong"),
         ("slow_client_closed", ""),
         ("req_eose_seconds_count", ""),

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::nip01::on_one_and_two_shards;
-use crate::support::{Author, Client, Draft, Event, Filter, Launch, now, wait_until};
+use crate::support::raw::{Raw, Seen};
+use crate::support::{Author, Client, Draft, Event, Filter, Launch, client, now, wait_until};
 
 on_one_and_two_shards!(
     the_newest_replaceable_is_kept,
@@ -261,6 +262,39 @@ fn what_has_expired_is_not_served(launch: Launch) {
     assert!(now() >= soon.tag("expiration").unwrap().parse().unwrap(), "served until then");
     assert_eq!(client.query(&[Filter::default().ids([&*soon.id])]), []);
     refused(&mut client, &soon, "invalid");
+}
+
+/// What the kernel has been given is sent; the rest of what waits is not, and nothing else is lost.
+#[test]
+fn what_expires_behind_a_slow_reader_is_not_sent() {
+    let server = Launch::default().counted().set("limits.send_buffer_bytes_max", 4_096).start();
+    let (author, mut publisher) = (Author::new(1), server.connect());
+    let (begun, content) = (now(), "x".repeat(20_000));
+    let at = begun + 3;
+    // More than a batch takes, and few enough to be at hand at once.
+    for n in 0..12 {
+        let event =
+            Draft::new(1, now() - n).tag(["expiration", &at.to_string()]).content(&*content);
+        publisher.publish_ok(&event.sign(&author));
+    }
+    let mut reader = Raw::narrow(server.address(), 1, 4_096);
+    reader.upgrade();
+    reader.text(&client::req("s", &[Filter::default()]));
+    wait_until("all to be queued", || server.counts().of("delivered", "stored") == 12);
+    wait_until("all to expire", || {
+        std::thread::sleep(Duration::from_millis(50));
+        now() > at
+    });
+    let mut got = 0;
+    while let Seen::Text(text) = reader.next() {
+        if text == r#"["EOSE","s"]"# {
+            break;
+        }
+        assert!(text.starts_with(r#"["EVENT","s","#), "{}", &text[..30]);
+        got += 1;
+    }
+    assert!(got < 12, "the batch is what was on its way");
+    wait_until("the rest to be counted", || server.counts().of("drops", "expired") == 12 - got);
 }
 
 fn who_vanishes_is_gone(launch: Launch) {

@@ -123,6 +123,7 @@ fn judge(before: &Counts, after: &Counts, received: u64, violations: &mut Violat
     let (matched, live) = (grown("live_matched"), grown("delivered live"));
     let (suppressed, abandoned) = (grown("live_suppressed"), grown("drops abandoned"));
     let (stored, purged) = (grown("delivered stored"), grown("drops purged"));
+    let expired = grown("drops expired");
     let cut_off: u64 = ["stalled", "silent", "timeout"]
         .map(|why| grown(&format!("connections_closed {why}")))
         .iter()
@@ -132,18 +133,18 @@ fn judge(before: &Counts, after: &Counts, received: u64, violations: &mut Violat
             format!("{matched} matched, {live} delivered, {suppressed} suppressed, {abandoned} abandoned")
         });
     }
-    let sent = (live + stored).saturating_sub(purged);
+    let sent = (live + stored).saturating_sub(purged + expired);
     let unread = sent as i64 - received as i64;
     if unread < 0 || unread > 0 && cut_off == 0 {
         violations.add("relay_counts_otherwise", || {
             format!(
-                "{live} live + {stored} stored - {purged} purged were sent, {received} received"
+                "{live} live + {stored} stored - {purged} purged - {expired} expired were sent, {received} received"
             )
         });
     }
     json!({
         "matched": matched, "delivered_live": live, "suppressed": suppressed, "abandoned": abandoned,
-        "delivered_stored": stored, "purged": purged, "received": received,
+        "delivered_stored": stored, "purged": purged, "expired": expired, "received": received,
         "connections_cut_off": cut_off, "unread_by_those_cut_off": unread,
         "subscriptions_ended_slow": grown("subscriptions_ended slow_consumer"),
     })

@@ -6,12 +6,13 @@ mod counts;
 mod deflate;
 mod delivery;
 mod ends;
+mod expiry;
 mod timings;
 
 use std::sync::Arc;
 
 use super::client::CLIENT;
-use super::ports::{Chunk, CommitBatch, Submission, Verdict};
+use super::ports::{Chunk, CommitBatch, ExpiringBytes, Submission, Verdict};
 use super::{
     Accept, Arrival, ConnectionKey, Effect, Limits, Now, Pages, Proxies, Reading, ScanKey, Setup,
     Shard,
@@ -167,7 +168,7 @@ impl Relay {
     }
 
     fn chunk(&mut self, scan: ScanKey, events: &[Event], done: bool) {
-        let events = events.iter().map(Event::json).collect();
+        let events = events.iter().map(ExpiringBytes::from).collect();
         let chunk = Chunk { snapshot: self.sequence, events, done, ..Chunk::default() };
         assert!(self.core.handle_chunk(scan, chunk, self.now));
         self.act();

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use super::expect::End;
 use super::model::longest_json;
 use super::node::Node;
-use crate::relay::Shard;
 use crate::relay::session::{Phase, Stage};
+use crate::relay::{Now, Shard};
 
 /// Between two inputs.
 pub fn core(core: &Shard) {
@@ -97,12 +97,12 @@ fn check_live_bytes(core: &Shard) {
 }
 
 /// When all is still.
-pub fn settled(node: &Node) {
+pub fn settled(node: &Node, now: Now) {
     for (key, socket) in &node.sockets {
         let session = node.core.sessions.get(key.slot()).expect("a session a socket");
         if session.phase == Phase::Open {
             assert_eq!(socket.expect.end, End::Open);
-            socket.expect.check_settled();
+            socket.expect.check_settled(now.unix_s);
             assert_eq!(session.replies_owed, 0);
             assert!(socket.unhandled.is_empty() && session.backlog.is_empty());
         }
@@ -121,7 +121,8 @@ pub fn empty(node: &Node) {
     let c = core.counters();
     assert_eq!((c.scans, c.verify_waiting, c.connections, c.subscriptions), (0, 0, 0, 0));
     let delivered = c.delivered_live + c.delivered_stored;
-    assert_eq!(delivered, node.events_left + c.purged_events, "delivered is sent, or purged");
+    let gone = c.purged_events + c.expired_events;
+    assert_eq!(delivered, node.events_left + gone, "delivered is sent, or purged, or expires");
     let closed = c.closed_by_client
         + c.closed_http
         + c.closed_protocol

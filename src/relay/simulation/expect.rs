@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::coverage::Seen;
 use super::model::{NoteIndex, Wish, note_of, pool};
 use crate::nostr::tag::decode_hex32;
-use crate::relay::Limits;
 use crate::relay::ports::Sequence;
+use crate::relay::{Limits, Now};
 use crate::wire::frame::Opcode;
 
 /// The subscription ids clients use, as JSON text.
@@ -65,6 +65,7 @@ pub struct Sub {
     pub read: usize,
     /// Index entries charged for the stored query that it has not looked at.
     reserved: u64,
+    /// How many of them have left, or expired.
     stored_got: usize,
     eose: bool,
     /// Live events not yet on their way.
@@ -93,8 +94,15 @@ impl Sub {
         self.wishes.iter().any(|wish| wish.matches(note))
     }
 
-    fn is_settled(&self) -> bool {
-        self.eose && self.live.is_empty() && !self.ended
+    fn is_settled(&self, unix_s: u64) -> bool {
+        let is_expired = |note: &NoteIndex| pool()[*note].is_expired(unix_s);
+        self.eose && self.live.iter().all(is_expired) && !self.ended
+    }
+
+    /// Passes over stored events that have expired and come no more.
+    fn pass_expired(&mut self, unix_s: u64) {
+        let left = self.stored[self.stored_got..].iter();
+        self.stored_got += left.take_while(|note| pool()[**note].is_expired(unix_s)).count();
     }
 }
 
@@ -117,6 +125,8 @@ pub struct Expect {
     subs: BTreeMap<usize, Sub>,
     /// What stored queries were charged with or given back, and when, in milliseconds.
     charges: Vec<(u64, i64)>,
+    /// When the batch that is judged was filled, in seconds.
+    pub unix_s: u64,
     /// EVENTs that have left.
     pub events: u64,
     pub end: End,
@@ -126,12 +136,18 @@ pub struct Expect {
 
 impl Expect {
     /// The relay has handled a message; what became of stored queries by it.
-    pub fn handled(&mut self, message: Sent, limits: &Limits, now_ms: u64) -> Vec<Seen> {
+    pub fn handled(&mut self, message: Sent, limits: &Limits, now: Now) -> Vec<Seen> {
+        let now_ms = now.ms;
         let mut ends = |name: usize, seen| {
             let sub = self.subs.remove(&name)?;
             (sub.has_scan() && !sub.eose && !sub.ended).then_some(seen)
         };
         match message {
+            Sent::Event(note) if pool()[note].is_expired(now.unix_s) => {
+                self.oks_owed += 1;
+                self.answer(note, false, "invalid: event has expired");
+                Vec::new()
+            }
             Sent::Event(note) => {
                 self.oks_owed += 1;
                 self.unverified.push_back(note);
@@ -348,10 +364,14 @@ impl Expect {
         self.events += 1;
         let sub = self.subs.get_mut(&name).expect("an event for a subscription that is open");
         assert!(!sub.ended, "an event after the subscription ended");
+        let is_expired = |note: NoteIndex| pool()[note].is_expired(self.unix_s);
+        assert!(!is_expired(note), "an event that has expired");
         if sub.eose {
-            let next = sub.live.pop_front().expect("a live event after EOSE, once");
+            let mut live = std::iter::from_fn(|| sub.live.pop_front());
+            let next = live.find(|next| !is_expired(*next)).expect("a live event after EOSE, once");
             assert_eq!(note, next, "live events come in the order of commits");
         } else {
+            sub.pass_expired(self.unix_s);
             assert_eq!(Some(&note), sub.stored.get(sub.stored_got), "stored events in order");
             sub.stored_got += 1;
         }
@@ -361,6 +381,7 @@ impl Expect {
         let sub = self.subs.get_mut(&name).expect("EOSE for a subscription that is open");
         assert!(!sub.ended && !sub.eose, "one EOSE a REQ");
         assert!(!sub.has_scan() || sub.snapshot.is_some(), "EOSE before the stored query ran");
+        sub.pass_expired(self.unix_s);
         assert_eq!(sub.stored_got, sub.stored.len(), "stored events come before EOSE");
         sub.eose = true;
     }
@@ -385,10 +406,11 @@ impl Expect {
         assert_eq!(code, self.close_code);
         if self.end == End::Draining {
             assert!(self.owes_no_answer(), "answers come before the close: {self:?}");
-            for (name, sub) in &self.subs {
+            for (name, sub) in &mut self.subs {
+                sub.pass_expired(self.unix_s);
                 let is_settled = match sub.stopped {
-                    true => sub.stored_got == sub.read,
-                    false => sub.is_settled(),
+                    true => sub.stored_got >= sub.read,
+                    false => sub.is_settled(self.unix_s),
                 };
                 assert!(is_settled, "what was queued comes before the close: {name} {sub:?}");
             }
@@ -406,10 +428,10 @@ impl Expect {
     }
 
     /// All is still and the client has read all: nothing may be owed.
-    pub fn check_settled(&self) {
+    pub fn check_settled(&self, unix_s: u64) {
         assert!(self.owes_no_answer(), "answers are missing: {self:?}");
         for sub in self.subs.values() {
-            assert!(sub.is_settled(), "a subscription is owed something: {sub:?}");
+            assert!(sub.is_settled(unix_s), "a subscription is owed something: {sub:?}");
         }
     }
 }

@@ -99,6 +99,10 @@ impl Node {
                     self.seen.note(Seen::Duplicate);
                     self.answer(key, note, true, "duplicate: already stored");
                 }
+                Verdict::Expired => {
+                    self.seen.note(Seen::ExpiredLate);
+                    self.answer(key, note, false, "invalid: event has expired");
+                }
                 _ => {
                     self.seen.note(Seen::CommitFailed);
                     self.answer(key, note, false, "error: the event could not be stored: disk");
@@ -132,7 +136,7 @@ impl Node {
     }
 
     /// A reader of the store makes one slice of the query that has waited longest.
-    pub fn read_slice(&mut self, log: &Log, rng: &mut Rng) {
+    pub fn read_slice(&mut self, log: &Log, rng: &mut Rng, now: Now) {
         let Some(key) = self.slices.pop_front() else { return };
         let Some(scan) = self.scans.get_mut(&key) else { return };
         let max = usize::try_from(scan.query.limit_max).expect("small");
@@ -142,22 +146,23 @@ impl Node {
             return self.chunks.push_back((key, chunk));
         }
         if let Some(counting) = scan.counting {
-            return self.read_count_slice(key, counting, log, rng);
+            return self.read_count_slice(key, counting, (log, now), rng);
         }
         if scan.left.is_none() {
             let up_to = scan.up_to.unwrap_or(log.last());
             scan.up_to = Some(up_to);
-            let result = log.query(up_to, &scan.query.filters, max);
+            let seen = (up_to, now.unix_s);
+            let result = log.query(seen, &scan.query.filters, max);
             scan.left = Some(result.iter().copied().collect());
             if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
-                assert_eq!(result, log.wished(up_to, &sub.wishes, max), "the query is as asked");
+                assert_eq!(result, log.wished(seen, &sub.wishes, max), "the query is as asked");
                 (sub.snapshot, sub.stored) = (Some(up_to), result);
             }
         }
         let scan = self.scans.get_mut(&key).expect("looked up above");
         let left = scan.left.get_or_insert_default();
         let count = rng.below(5).min(left.len());
-        let events = left.drain(..count).map(|n| pool()[n].json.clone().into()).collect();
+        let events = left.drain(..count).map(|n| pool()[n].bytes()).collect();
         let done = left.is_empty();
         let snapshot = scan.up_to.expect("the first slice fixed it");
         let examined = (count + rng.below(40)) as u64;
@@ -165,17 +170,24 @@ impl Node {
         self.chunks.push_back((key, chunk));
     }
 
-    fn read_count_slice(&mut self, key: ScanKey, counting: Counting, log: &Log, rng: &mut Rng) {
+    fn read_count_slice(
+        &mut self,
+        key: ScanKey,
+        counting: Counting,
+        (log, now): (&Log, Now),
+        rng: &mut Rng,
+    ) {
         let scan = self.scans.get_mut(&key).expect("a slice of a count");
         let up_to = *scan.up_to.get_or_insert(log.last());
         let counted = match rng.below(20) {
             0..8 => None,
             8 => Some(Counted::TooMany),
             _ => {
-                let result = log.query(up_to, &scan.query.filters, usize::MAX);
+                let seen = (up_to, now.unix_s);
+                let result = log.query(seen, &scan.query.filters, usize::MAX);
                 if let Some((connection, nth)) = whose_count(&self.core, key) {
                     let (_, wishes) = &self.sockets[&connection].expect.counts[nth];
-                    assert_eq!(result, log.wished(up_to, wishes, usize::MAX), "as asked");
+                    assert_eq!(result, log.wished(seen, wishes, usize::MAX), "as asked");
                 }
                 let sketch = counting.sketch.map(|offset| Box::new(Sketch::new(offset)));
                 Some(Counted::Exactly { events: result.len() as u64, sketch })
@@ -276,11 +288,12 @@ impl Node {
         if let Some(chunk) = stops.then(|| self.core.recall(key, &query, now)).flatten() {
             self.seen.note(Seen::ScanRecalled);
             let max = usize::try_from(query.limit_max).expect("small");
-            let result = log.query(chunk.snapshot, &query.filters, max);
-            let json = |note: &NoteIndex| pool()[*note].json.as_bytes();
-            assert!(chunk.events.iter().eq(result.iter().map(json)), "the newest events are all");
+            let seen = (chunk.snapshot, now.unix_s);
+            let result = log.query(seen, &query.filters, max);
+            let bytes = result.iter().map(|note| pool()[*note].bytes());
+            assert!(chunk.events.iter().cloned().eq(bytes), "the newest events are all");
             if let Some(sub) = client_sub(&self.core, &mut self.sockets, key) {
-                assert_eq!(result, log.wished(chunk.snapshot, &sub.wishes, max), "as it is asked");
+                assert_eq!(result, log.wished(seen, &sub.wishes, max), "as it is asked");
                 (sub.snapshot, sub.read) = (Some(chunk.snapshot), result.len());
                 sub.stored = result;
             }

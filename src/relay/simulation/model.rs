@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::nostr::{Event, Filter, Id};
-use crate::relay::ports::Sequence;
+use crate::relay::ports::{ExpiringBytes, Sequence};
 
 /// A seeded stream of numbers (splitmix64).
 pub struct Rng(pub u64);
@@ -57,6 +57,7 @@ pub struct Note {
     kind: u16,
     topic: u8,
     created_at: u64,
+    expires_at: Option<u64>,
 }
 
 /// Names an event of the pool.
@@ -67,6 +68,10 @@ const KINDS: [u16; 3] = [1, 7, 20_001];
 const TOPICS: usize = 4;
 const FIRST_SECOND: u64 = 1_700_000_000;
 const SECONDS: usize = 12;
+
+/// When a history begins, and how long it takes, about, in seconds.
+pub const BEGIN_S: u64 = FIRST_SECOND + 100;
+const HISTORY_S: usize = 8;
 
 fn pubkey(author: u8) -> String {
     format!("{:02x}", author + 1).repeat(32)
@@ -80,7 +85,10 @@ impl Note {
         let created_at = FIRST_SECOND + rng.below(SECONDS) as u64;
         // One in ten is too long for a small outbox, one in forty for a copied frame.
         let long = [400, 1500][usize::from(rng.chance(25))] * usize::from(rng.chance(10));
-        let tags = format!(r#"[["t","{topic}"],["x"]]"#);
+        let expires_at = rng.chance(20).then(|| BEGIN_S + 1 + rng.below(HISTORY_S) as u64);
+        let expiration =
+            expires_at.map_or("[\"x\"]".into(), |at| format!(r#"["expiration","{at}"]"#));
+        let tags = format!(r#"[["t","{topic}"],{expiration}]"#);
         let content = format!("{number}{}", "·".repeat(long));
         let author_hex = pubkey(author);
         let hashed = format!(r#"[0,"{author_hex}",{created_at},{kind},{tags},"{content}"]"#);
@@ -90,11 +98,20 @@ impl Note {
             faster_hex::hex_string(&id),
             "0".repeat(128)
         );
-        Self { id, json, author, kind, topic, created_at }
+        Self { id, json, author, kind, topic, created_at, expires_at }
     }
 
     pub fn is_ephemeral(&self) -> bool {
         (20_000..30_000).contains(&self.kind)
+    }
+
+    /// What a slice holds of it.
+    pub fn bytes(&self) -> ExpiringBytes {
+        ExpiringBytes::new(self.json.clone().into(), self.expires_at)
+    }
+
+    pub fn is_expired(&self, unix_s: u64) -> bool {
+        self.expires_at.is_some_and(|at| at <= unix_s)
     }
 }
 
@@ -239,15 +256,17 @@ impl Log {
         self.last()
     }
 
-    /// Selects among the events up to a sequence number.
+    /// Selects among the events up to a sequence number that have not expired.
     fn select(
         &self,
-        up_to: Sequence,
+        (up_to, unix_s): (Sequence, u64),
         matches: impl Fn(NoteIndex, &Event) -> bool,
         limit: usize,
     ) -> Vec<NoteIndex> {
         let events = &self.events[..usize::try_from(up_to).expect("a place in the list")];
-        let hits = events.iter().filter(|(note, event)| matches(*note, event));
+        let hits = events
+            .iter()
+            .filter(|(note, event)| matches(*note, event) && !pool()[*note].is_expired(unix_s));
         let mut hits: Vec<_> = hits.map(|(note, _)| *note).collect();
         hits.sort_unstable_by_key(|note| rank(*note));
         hits.truncate(limit);
@@ -255,19 +274,29 @@ impl Log {
     }
 
     /// What the relay's own filters select.
-    pub fn query(&self, up_to: Sequence, filters: &[Filter], limit_max: usize) -> Vec<NoteIndex> {
+    pub fn query(
+        &self,
+        (up_to, unix_s): (Sequence, u64),
+        filters: &[Filter],
+        limit_max: usize,
+    ) -> Vec<NoteIndex> {
         merge(filters.iter().map(|filter| {
             let limit = filter.limit.map_or(limit_max as u64, |limit| limit.min(limit_max as u64));
             let limit = usize::try_from(limit).expect("it is not above limit_max");
-            self.select(up_to, |_, event| filter.matches(event.view()), limit)
+            self.select((up_to, unix_s), |_, event| filter.matches(event.view()), limit)
         }))
     }
 
     /// What the wishes select.
-    pub fn wished(&self, up_to: Sequence, wishes: &[Wish], limit_max: usize) -> Vec<NoteIndex> {
+    pub fn wished(
+        &self,
+        (up_to, unix_s): (Sequence, u64),
+        wishes: &[Wish],
+        limit_max: usize,
+    ) -> Vec<NoteIndex> {
         merge(wishes.iter().map(|wish| {
             let limit = wish.limit.map_or(limit_max, |limit| limit_max.min(limit));
-            self.select(up_to, |note, _| wish.matches(note), limit)
+            self.select((up_to, unix_s), |note, _| wish.matches(note), limit)
         }))
     }
 }

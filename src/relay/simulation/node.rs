@@ -179,7 +179,7 @@ impl Node {
         socket.reading = reading;
         for _ in 0..handled {
             let message = socket.unhandled.pop_front().expect("only what was sent is handled");
-            seen.extend(socket.expect.handled(message, &limits, now.ms));
+            seen.extend(socket.expect.handled(message, &limits, now));
         }
         if closing
             && socket.expect.end == End::Open
@@ -270,13 +270,18 @@ impl Node {
 
     fn fill(&mut self, key: ConnectionKey, now: Now) {
         let mut batch = Batch::default();
-        if self.core.fill(key, &mut batch, now) {
+        let before = self.core.counters.expired_events;
+        let filled = self.core.fill(key, &mut batch, now);
+        let expired = self.core.counters.expired_events - before;
+        self.seen.add(Seen::Expired, expired);
+        self.seen.add(Seen::AllExpired, u64::from(expired > 0 && !filled));
+        if filled {
             let bytes = gather(&batch);
             self.trace.add(&bytes);
             let socket = self.socket(key);
             let drains = socket.expect.end == End::Draining;
             let events = socket.expect.events;
-            let overtakes = socket.judge(&bytes);
+            let overtakes = socket.judge(&bytes, now);
             let events = socket.expect.events - events;
             let drained = drains && socket.expect.end == End::Closed;
             socket.unsent = bytes;

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use super::expect::{End, Expect, NAMES, Sent};
 use super::model::{NoteIndex, Rng, Wish, pool};
-use crate::relay::Reading;
 use crate::relay::outbox::PONGS_MAX;
+use crate::relay::{Now, Reading};
 use crate::wire::batch::Batch;
 use crate::wire::deflate::Inflater;
 use crate::wire::frame::{Opcode, unmask, write_header};
@@ -177,7 +177,8 @@ impl Socket {
     }
 
     /// Judges the frames of a batch as it is filled; whether a ping or pong goes before others.
-    pub fn judge(&mut self, bytes: &[u8]) -> bool {
+    pub fn judge(&mut self, bytes: &[u8], now: Now) -> bool {
+        self.expect.unix_s = now.unix_s;
         let mut rest = bytes;
         if !self.answered {
             self.answered = true;

@@ -8,7 +8,7 @@ use super::check;
 use super::coverage::{Coverage, Seen};
 use super::expect::NAMES;
 use super::intake::BusMessage;
-use super::model::{Log, NoteIndex, Rng, Trace, note_of};
+use super::model::{BEGIN_S, Log, NoteIndex, Rng, Trace, note_of, pool};
 use super::node::{Node, Outgoing};
 use super::socket::{Farewell, Greeting, OFFERS, Socket, random_message};
 use crate::relay::counters::Counters;
@@ -100,7 +100,7 @@ impl World {
         });
         Self {
             nodes: nodes.collect(),
-            now: Now { ms: 1_000, unix_s: 1_700_000_100 },
+            now: at_ms(1_000),
             log: Log::default(),
             submitted: VecDeque::new(),
             stopping: false,
@@ -263,7 +263,7 @@ impl World {
     fn read_slice(&mut self, at: usize) {
         let node = &mut self.nodes[at];
         if node.waiting_from_threads() < self.from_threads_max {
-            node.read_slice(&self.log, &mut self.rng);
+            node.read_slice(&self.log, &mut self.rng, self.now);
         } else if !node.slices.is_empty() {
             self.seen.note(Seen::ReaderWaits);
         }
@@ -284,6 +284,8 @@ impl World {
             let note: NoteIndex = note_of(event.view().id()).expect("an event of the pool");
             let verdict = if failed {
                 Verdict::Failed("disk".into())
+            } else if pool()[note].is_expired(self.now.unix_s) {
+                Verdict::Expired
             } else if self.log.holds(note) {
                 Verdict::Duplicate
             } else {
@@ -299,7 +301,7 @@ impl World {
 
     fn pass_time(&mut self) {
         let ms = self.rng.pick(&[1, 10, 50, 250, 250, 900, LONGEST_PAUSE_MS]);
-        self.now = Now { ms: self.now.ms + ms, unix_s: self.now.unix_s + ms / 1_000 };
+        self.now = at_ms(self.now.ms + ms);
         for at in 0..self.nodes.len() {
             self.nodes[at].timer(self.now);
             self.act(at);
@@ -397,7 +399,7 @@ impl World {
         }
         // Whoever is still there runs into one deadline after the other.
         for _ in 0..20 {
-            self.now = Now { ms: self.now.ms + 1_500, ..self.now };
+            self.now = at_ms(self.now.ms + 1_500);
             for at in 0..self.nodes.len() {
                 self.nodes[at].timer(self.now);
                 self.act(at);
@@ -432,7 +434,7 @@ impl World {
 
     /// What holds when all is still.
     fn check_settled(&self) {
-        self.nodes.iter().for_each(check::settled);
+        self.nodes.iter().for_each(|node| check::settled(node, self.now));
     }
 
     fn check_empty(&self) {
@@ -441,6 +443,11 @@ impl World {
             assert_eq!(node.core.is_done(), self.stopping);
         }
     }
+}
+
+/// Both clocks.
+fn at_ms(ms: u64) -> Now {
+    Now { ms, unix_s: BEGIN_S + ms / 1_000 }
 }
 
 fn is_idle(socket: &Socket) -> bool {

@@ -35,8 +35,7 @@ pub fn ask(store: &Store, stored: &[Event], now: u64, seed: u64, count: usize) {
             partial += u64::from(!chunk.done);
             found.extend(chunk.events);
         }
-        let same =
-            found.iter().map(bytes::Bytes::as_ref).eq(expected.iter().map(|e| e.view().json()));
+        let same = found.iter().map(|json| &json[..]).eq(expected.iter().map(|e| e.view().json()));
         if !same {
             let found: Vec<String> = found.iter().map(|json| hex(&id_of(json)[..8])).collect();
             let expected: Vec<String> =

@@ -141,7 +141,7 @@ proptest! {
             prop_assert_eq!(*snapshot.get_or_insert(chunk.snapshot), events.len() as u64);
             prop_assert_eq!(chunk.snapshot, events.len() as u64);
             prop_assert!(chunk.events.len() <= budget.events.max(1));
-            let bytes: usize = chunk.events.iter().map(bytes::Bytes::len).sum();
+            let bytes: usize = chunk.events.iter().map(|json| json.len()).sum();
             prop_assert!(bytes <= budget.bytes || chunk.events.len() == 1);
             ids.extend(chunk.events.iter().map(|json| id_of(json)));
             prop_assert_eq!(chunk.done, scan.is_done());
