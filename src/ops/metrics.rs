@@ -161,6 +161,7 @@ metrics! {
         counts_answered: Counter "counts" ("result", "answered"), "COUNTs, by what became of them.";
         counts_refused: Counter "counts" ("result", "refused"), "COUNTs refused, or given up at the shutdown.";
         counts_too_many: Counter "counts" ("result", "too_many"), "COUNTs over limits.count_entries_max.";
+        counts_over_budget: Counter "counts" ("result", "over_budget"), "COUNTs that looked at too much for their connection.";
         counts_failed: Counter "counts" ("result", "failed"), "COUNTs the store failed to answer.";
         delivered_stored: Counter "delivered" ("source", "stored"), "Events put into outboxes.";
         delivered_live: Counter "delivered" ("source", "live"), "Live events put into outboxes.";

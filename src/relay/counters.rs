@@ -79,6 +79,8 @@ pub struct Counters {
     pub counts_refused: u64,
     /// COUNTs given up because they would have looked at too much.
     pub counts_too_many: u64,
+    /// COUNTs that went beyond their connection's budget.
+    pub counts_over_budget: u64,
     /// COUNTs the store failed to answer.
     pub counts_failed: u64,
     /// Stored events put into outboxes.

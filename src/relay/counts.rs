@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!  Unbegun ──a query of the connection has ended──▶ Counting ──the last slice──▶ answered
-//!     └──────────────the connection ends, or the relay stops──────┴──────────▶ given up
+//!     └──the connection ends or has asked too much, or the relay stops──┴────▶ given up
 //! ```
 //! A count is subject to what a REQ is: it holds a place among its connection's subscriptions
-//! (`subscriptions_max`), and is one of its stored queries (`connection_queries_max`), and what it looks at is charged to its connection. Its id is no
+//! (`subscriptions_max`), and is one of its stored queries (`connection_queries_max`), and what it looks at is
+//! charged to its connection, which ends it where that is too much. Its id is no
 //! subscription's: a CLOSE or a REQ of the same id leaves it alone, and each is answered, in the slot
 //! that was reserved when it was read, by one COUNT or one CLOSED.
 
@@ -15,6 +16,9 @@ use super::ports::{Chunk, Counted, Counting, Query, ScanKey, Sequence};
 use super::session::ConnectionKey;
 use super::shard::{Effect, Now, Shard};
 use crate::nostr::{Filter, RelayMessage, SketchOffset, SubscriptionId};
+
+/// Said to a COUNT that goes beyond the same bound.
+const LOOKS_AT_TOO_MUCH: &str = "rate-limited: the count looks at too many stored events";
 
 /// A COUNT whose answer is awaited.
 pub(super) struct Count {
@@ -85,10 +89,11 @@ impl Shard {
         };
         let (key, query) = (count.connection, count.query.clone());
         let limits = self.setup.limits.clone();
-        if let Some(session) = self.session(key).filter(|_| !planted(Bug::SlicesUncharged)) {
-            session.examined.charge(chunk.examined, &limits, now.ms);
-        }
-        if !chunk.done {
+        let examined = if planted(Bug::SlicesUncharged) { 0 } else { chunk.examined };
+        let Some(session) = self.session(key) else { return false };
+        let pays = session.examined.charge(examined, &limits, now.ms);
+        let goes_on = pays || planted(Bug::QueriesUnlimited);
+        if !chunk.done && goes_on {
             self.effects.push_back(Effect::ResumeScan(scan));
             return true;
         }
@@ -100,6 +105,7 @@ impl Shard {
         let closed = |text| RelayMessage::Closed { subscription: &query, text };
         let counters = &mut self.counters;
         let (counter, message) = match &chunk.counted {
+            _ if !chunk.done => (&mut counters.counts_over_budget, closed(LOOKS_AT_TOO_MUCH)),
             Some(Counted::Exactly { events, sketch }) => {
                 let sketch = sketch.as_deref();
                 let answer = RelayMessage::Count { query: &query, events: *events, sketch };

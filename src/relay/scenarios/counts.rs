@@ -132,3 +132,39 @@ fn counts_end_with_their_connection_and_with_the_relay() {
     assert_eq!(relay.hear(stays), [stopping, stopping, "close 1001 relay is stopping"]);
     assert_eq!(relay.core.counters().scans, 0);
 }
+
+#[test]
+fn counts_that_look_at_too_much_for_their_connection_end() {
+    let limits = Limits {
+        connection_query_entries_max: 100,
+        connection_query_entries_per_s: 10,
+        ..Limits::default()
+    };
+    let mut relay = Relay::new(limits);
+    let key = relay.connect();
+    let (other, third) = (COUNT.replace('s', "t"), COUNT.replace('s', "u"));
+    for count in [COUNT, &other, &third] {
+        relay.say(key, count);
+    }
+    let scans = relay.scans();
+    let slice = |relay: &mut Relay, nth: usize, examined, done: bool| {
+        let counted = done.then_some(Counted::Exactly { events: 9, sketch: None });
+        let chunk = Chunk { examined, done, counted, ..Chunk::default() };
+        relay.core.handle_chunk(scans[nth], chunk, relay.now)
+    };
+    // Each was charged for one entry when it was asked.
+    assert!(slice(&mut relay, 0, 97, false));
+    assert_eq!(relay.hear(key), [""; 0]);
+    assert!(!slice(&mut relay, 1, 1, false));
+    let ended = r#"["CLOSED","t","rate-limited: the count looks at too many stored events"]"#;
+    assert_eq!(relay.hear(key), [ended]);
+    assert!(slice(&mut relay, 2, 1, true), "what is known is told");
+    assert_eq!(relay.hear(key), [answer(9).replace('s', "u")]);
+    relay.say(key, COUNT);
+    let refused = r#"["CLOSED","s","rate-limited: this connection's queries have looked at too many stored events"]"#;
+    assert_eq!(relay.hear(key), [refused]);
+    relay.pass(200);
+    assert!(slice(&mut relay, 0, 0, false), "it empties with time");
+    let c = relay.core.counters();
+    assert_eq!((c.counts_over_budget, c.counts_answered, c.counts_refused, c.scans), (1, 1, 1, 1));
+}

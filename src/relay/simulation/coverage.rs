@@ -29,6 +29,7 @@ seen! {
     CountAnswered: "a count is answered",
     CountRefused: "a count finds no place among subscriptions",
     CountTooMany: "a count would look at too much",
+    CountCut: "a count looks at too much for its connection",
     CountStopped: "the relay stops while a count is not done",
     ReplacedMidScan: "a REQ replaces one whose stored query is not done",
     ClosedMidScan: "a CLOSE ends one whose stored query is not done",

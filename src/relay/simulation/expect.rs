@@ -211,8 +211,11 @@ impl Expect {
         behind
     }
 
-    pub fn charge(&mut self, entries: u64, now_ms: u64) {
+    /// Charges a stored query or a count; whether it may go on.
+    pub fn charge(&mut self, entries: u64, limits: &Limits, now_ms: u64) -> bool {
         self.charges.push((now_ms, i64::try_from(entries).expect("a few")));
+        let max = limits.connection_query_entries_max;
+        max == 0 || self.behind(limits, now_ms) <= 1_000 * max
     }
 
     /// Charges a stored query, unless that is too much.
@@ -220,7 +223,7 @@ impl Expect {
         let (behind, max) = (self.behind(limits, now_ms), limits.connection_query_entries_max);
         let may = entries == 0 || behind + 1_000 * entries <= 1_000 * max;
         if may {
-            self.charge(entries, now_ms);
+            self.charge(entries, limits, now_ms);
         }
         may
     }
@@ -238,9 +241,7 @@ impl Expect {
         let of_reserve = sub.reserved.min(entries);
         sub.reserved -= of_reserve;
         let left = if done { std::mem::take(&mut sub.reserved) } else { 0 };
-        self.charge(entries - of_reserve, now_ms);
-        let max = limits.connection_query_entries_max;
-        let goes_on = max == 0 || self.behind(limits, now_ms) <= 1_000 * max;
+        let goes_on = self.charge(entries - of_reserve, limits, now_ms);
         self.charges.push((now_ms, -i64::try_from(left).expect("a few")));
         goes_on
     }

@@ -234,12 +234,15 @@ impl Node {
     fn take_count_chunk(&mut self, key: ScanKey, chunk: Chunk, now: Now) {
         let whose = whose_count(&self.core, key);
         let done = chunk.done;
+        let mut too_much = false;
         if let Some((connection, _)) = whose {
+            let limits = self.core.setup.limits.clone();
             let socket = self.sockets.get_mut(&connection).expect("an open connection");
-            socket.expect.charge(chunk.examined, now.ms);
+            too_much = !socket.expect.charge(chunk.examined, &limits, now.ms) && !done;
         }
-        if let (Some((connection, nth)), true) = (whose, done) {
+        if let (Some((connection, nth)), true) = (whose, done || too_much) {
             let (answer, prefix, seen) = match &chunk.counted {
+                _ if too_much => (None, "rate-limited: the count ", Seen::CountCut),
                 Some(Counted::Exactly { events, sketch: None }) => {
                     (Some(json!({"count": events})), "", Seen::CountAnswered)
                 }
@@ -256,6 +259,7 @@ impl Node {
         }
         let wanted = self.core.handle_chunk(key, chunk, now);
         assert!(whose.is_some() || !wanted, "a count nobody waits for");
+        assert!(!wanted || !too_much, "a count looks at no more than its connection may");
         self.seen.add(Seen::SliceLate, u64::from(whose.is_none()));
         if !wanted || done {
             self.scans.remove(&key);
