@@ -7,6 +7,7 @@ use crate::store::Store;
 use crate::store::check::check;
 use crate::store::environment::Tables;
 use crate::store::schema::CHECKSUM_BYTES;
+use crate::store::schema::{ARCHIVED, record_of, seal};
 use crate::store::testing::*;
 
 /// One event for each index, an address, a deletion and a vanish that waits to be erased.
@@ -186,4 +187,65 @@ fn versions_that_should_not_be_archived_are_seen() {
     });
     // The mark is wrong for what is stored, is none, and nothing replaces what is archived.
     assert_eq!(differences(&store), 3);
+}
+
+/// What is said of an archive of two versions, of which `change` alters the first one's record.
+fn said_of_archived(change: impl FnOnce(Vec<u8>, &Tables, &mut RwTxn<'_>) -> Vec<u8>) -> String {
+    let (store, _dir) = furnished();
+    damage(&store, |tables, txn| {
+        let archive = tables.archive.unwrap().archive;
+        let (key, value) = archive.first(txn).unwrap().unwrap();
+        let (key, record) = (key.to_vec(), record_of(value).unwrap().to_vec());
+        let mut sealed = Vec::new();
+        seal(ARCHIVED, &change(record, tables, txn), &mut sealed);
+        archive.put(txn, &key, &sealed).unwrap();
+    });
+    check(&store.environment().unwrap(), None).unwrap().described.join("\n")
+}
+
+#[test]
+fn archived_records_are_compared_with_their_json_their_place_and_what_is_stored() {
+    let said = said_of_archived(|mut record, _, _| {
+        let kind = b"\"kind\":0";
+        let at = record.windows(kind.len()).position(|window| window == kind).unwrap();
+        record[at + kind.len() - 1] = b'1';
+        record
+    });
+    assert!(said.contains("its header differs from its JSON"), "{said}");
+    let said = said_of_archived(|_, tables, txn| {
+        let (_, last) = tables.archive.unwrap().archive.last(txn).unwrap().unwrap();
+        record_of(last).unwrap().to_vec()
+    });
+    assert!(said.contains("lies at another's place"), "{said}");
+    let said = said_of_archived(|record, tables, txn| {
+        let mut sealed = Vec::new();
+        seal(99, &record, &mut sealed);
+        tables.event.put(txn, &99u64.to_be_bytes(), &sealed).unwrap();
+        tables.id.put(txn, &record[..16], &99u64.to_be_bytes()[2..]).unwrap();
+        record
+    });
+    assert!(said.contains("is stored, too"), "{said}");
+}
+
+#[test]
+fn a_deletion_request_that_has_not_reached_the_archive_is_seen() {
+    let (store, _dir) = furnished();
+    let mut archived = Vec::new();
+    damage(&store, |tables, txn| {
+        let archive = tables.archive.unwrap();
+        for table in [archive.archive, archive.id, archive.expire] {
+            let (key, value) = table.first(txn).unwrap().unwrap();
+            archived.push((table, key.to_vec(), value.to_vec()));
+        }
+    });
+    apply(&store, &[event(id(2, 3), 3, 5, 100, &[["e", &hex(&id(1, 7))]])], 10);
+    assert_sound(&store);
+    damage(&store, |tables, txn| {
+        for (table, key, value) in &archived {
+            assert!(table.get(txn, key).unwrap().is_none());
+            table.put(txn, key, value).unwrap();
+        }
+        assert!(tables.tomb_id.delete(txn, &[id(1, 7), key(3)].concat()).unwrap());
+    });
+    assert_eq!(differences(&store), 1);
 }

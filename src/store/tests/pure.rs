@@ -30,6 +30,7 @@ fn one_history_makes_one_store() {
     std::thread::sleep(std::time::Duration::from_millis(1_100));
     take(&later, &events, 30);
     take(&alone, &events, 1);
+    assert!(together.info().unwrap().replaced > 5);
     let expected = tables(&together);
     assert!(expected.iter().map(|(_, entries)| entries.len()).sum::<usize>() > 300);
     assert_eq!(tables(&later), expected);
@@ -40,7 +41,7 @@ fn one_history_makes_one_store() {
 fn take(store: &Store, events: &[Event], batch: usize) {
     for (now, events) in (7..).zip(events.chunks(30)) {
         for events in events.chunks(batch) {
-            apply(store, events, now);
+            apply_by(&keeping(), store, events, now);
         }
         store.maintain(now, 5).unwrap();
     }

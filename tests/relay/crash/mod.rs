@@ -7,6 +7,9 @@
 //! lies. The data directory lives on from kill to kill. In [`boundaries`] power fails between any two
 //! operations on the disk.
 //!
+//! In every other round the relay keeps replaced versions: what is archived goes with its keys, and `check`
+//! compares it, too.
+//!
 //! `RHEOSTR_CRASH_SEED` chooses another history, `RHEOSTR_CRASH_ROUNDS` how long it is.
 
 mod boundaries;
@@ -101,18 +104,21 @@ struct History {
     rng: fastrand::Rng,
     mixes: Vec<Mix>,
     promises: Promises,
+    /// Rounds after which something was archived.
+    archives: u64,
 }
 
 impl History {
     fn new(seed: u64) -> Self {
         let mixes = (0..PUBLISHERS).map(|number| Mix::new(mix_seed(seed, 0, number))).collect();
         let rng = fastrand::Rng::with_seed(seed);
-        Self { seed, rng, mixes, promises: Promises::default() }
+        Self { seed, rng, mixes, promises: Promises::default(), archives: 0 }
     }
 
     /// Starts a relay, looks whether it serves what it promised, publishes, and kills it after a random time.
     fn go_on(&mut self, launch: Launch, round: u64) {
-        let mut server = launch.shards(2).start();
+        let keeps = !round.is_multiple_of(2);
+        let mut server = launch.set("store.keep_replaced", keeps).shards(2).start();
         self.is_served(&server);
         if round > 0 && round.is_multiple_of(GENERATION) {
             let mixes = (0..).zip(self.mixes.drain(..));
@@ -158,6 +164,7 @@ impl History {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (out, err) = (text(&checked.stdout), text(&checked.stderr));
         assert!(checked.status.success(), "round {round}: {err}{out}");
+        self.archives += u64::from(!out.contains(" 0 replaced versions"));
         let from = now();
         let found = exported(data);
         let broken = self.promises.broken(&found, from, now());
@@ -178,6 +185,7 @@ impl History {
         );
         assert!(accepted > 100 && refused > 0, "too few events to mean anything");
         assert!(never_answered > 0, "never killed in the middle");
+        assert!(self.archives > 0, "nothing was archived");
     }
 }
 
