@@ -55,6 +55,17 @@ fn what_was_replaced_is_exported_apart_and_makes_the_same_archive_elsewhere() {
     import(&again, &format!("{archive}{stored}"), KEEP);
     assert_eq!(sorted(&ok(&["export", "--data", &again])), sorted(&stored));
     assert_eq!(sorted(&replaced(&again)), sorted(&archive));
+
+    // Of an address whose newest version was deleted, what is left counts in a store that never saw it.
+    let newest = id_of(versions.iter().rfind(|event| event["kind"] == 0).unwrap());
+    let request = event(1, 1_700_000_009, 5, json!([["e", newest]]), "");
+    import(&data, &request.to_string(), KEEP);
+    assert_eq!(ok(&["count", "--data", &data, r#"{"kinds":[0]}"#]), "0\n");
+    let both = ok(&["export", "--data", &data]) + &replaced(&data);
+    let last = dir.file("last");
+    import(&last, &both, KEEP);
+    assert_eq!(ok(&["count", "--data", &last, r#"{"kinds":[0]}"#]), "1\n");
+    assert_eq!(replaced(&last).lines().count(), 7);
 }
 
 #[test]
