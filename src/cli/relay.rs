@@ -298,6 +298,8 @@ fn writer_options(config: &Config, shards: usize) -> WriterOptions {
         batch_events_max: size(config.store.batch_events_max),
         batch_bytes_max: size(config.store.batch_bytes_max),
         sync_interval: Duration::from_millis(config.store.sync_interval_ms.into()),
+        recent_events_max: config.limits.recent_events_max.into(),
+        recent_bytes_max: size(config.limits.recent_bytes_max),
         ..WriterOptions::default()
     }
 }

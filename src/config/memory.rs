@@ -5,6 +5,8 @@ use std::fmt;
 use super::Config;
 use crate::relay::Accept;
 use crate::relay::outbox::PONGS_BYTES_MAX;
+use crate::relay::ports::FROM_THREADS_MAX;
+use crate::relay::recent::ANSWER_BYTES_MAX;
 use crate::relay::session::{LIVE_ROOM_FACTOR, VERIFY_BYTES_MAX};
 use crate::relay::shard::SUBMISSION_BYTES_MAX;
 use crate::relay::subscriptions::VALUE_BYTES_MAX;
@@ -80,13 +82,17 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
     let waiting = (subscriptions * u64::from(limits.live_queue_events_max))
         .min(limits.connection_live_events_max.into());
     let ranges = u64::from(limits.filter_values_max) + RANGES_MAX;
-    let query = ranges * RANGE_BYTES + u64::from(tuning.slice_bytes_max);
+    // Of a slice, or of an answer from the newest events.
+    let slice = u64::from(tuning.slice_bytes_max).max(bytes(ANSWER_BYTES_MAX));
+    let query = ranges * RANGE_BYTES + slice;
     let queries = subscriptions.min(limits.connection_queries_max.into());
     let store = &config.store;
     let shards = config.shard_count() as u64;
-    // Shards that are a commit apart hold what came with it beside what it pushed out.
-    let recent = u64::from(limits.recent_bytes_max)
-        + u64::from(store.batch_bytes_max)
+    // What one shard waits for and the writer works on: the others have taken some of it. Its last event may go
+    // beyond its bytes.
+    let commits = bytes(FROM_THREADS_MAX + 2) * (u64::from(store.batch_bytes_max) + message);
+    // Shards share what they have at hand, but for as much as they are commits apart.
+    let recent = shards * u64::from(limits.recent_bytes_max)
         + shards * u64::from(limits.recent_events_max) * RECENT_EVENT_BYTES
         + shards * RECENT_COUNTS_BYTES;
     let (window, deflate) = deflate_bytes(config.deflate, message);
@@ -118,7 +124,7 @@ pub fn memory_bound(config: &Config, connections: u64) -> MemoryBound {
             ("readers", config.reader_count() as u64 * READER_BYTES),
             ("newest events", recent),
             ("search index", u64::from(store.search) * SEARCH_BYTES),
-            ("commit", 2 * u64::from(store.batch_bytes_max)),
+            ("commits", commits),
             ("live events", shards * (u64::from(limits.live_bytes_max) + message)),
             ("submitted events", shards * (bytes(SUBMISSION_BYTES_MAX) + message)),
         ],

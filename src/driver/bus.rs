@@ -22,7 +22,7 @@ use flume::{Receiver, Sender};
 use super::connection::Load;
 use crate::nostr::Event;
 use crate::relay::ScanKey;
-use crate::relay::ports::{Chunk, CommitBatch, Origin};
+use crate::relay::ports::{Chunk, CommitBatch, FROM_THREADS_MAX, Origin};
 use crate::store::Scan;
 
 /// From a thread that may wait for the shard.
@@ -87,9 +87,6 @@ impl Drop for LastWord {
 
 /// Connections that may be on their way from fuller shards.
 pub const HANDOVERS_MAX: usize = 1024;
-
-/// Commits and slices that may wait at one shard before their threads do.
-const FROM_THREADS_MAX: usize = 256;
 
 #[derive(Default)]
 struct Signal {

@@ -16,6 +16,9 @@ pub type Origin = u16;
 /// Position of an event in the store's total order; 0 is before the first.
 pub type Sequence = u64;
 
+/// Commits and slices that may wait at one shard before the threads that send them do.
+pub const FROM_THREADS_MAX: usize = 256;
+
 /// Whom a verdict goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
@@ -69,6 +72,9 @@ pub struct CommitBatch {
     pub erased: Vec<Erased>,
     /// Keys that vanish with this commit, each once, in order.
     pub vanished: Vec<Vanished>,
+    /// The newest events, after a commit that failed and may have become visible all the same: what was told
+    /// before may not be what is stored.
+    pub renewed: Option<Newest>,
 }
 
 /// An event that is stored no more.

@@ -52,7 +52,7 @@ const ANSWER_EVENTS_MAX: usize = 512;
 const FOUND_MAX: usize = 2 * ANSWER_EVENTS_MAX;
 
 /// Bytes of the events of one answer.
-const ANSWER_BYTES_MAX: usize = 256 << 10;
+pub const ANSWER_BYTES_MAX: usize = 256 << 10;
 
 /// Place in NIP-01's order: newest first, lowest id first. Eight bytes of the id, then the order of
 /// arrival, as in the store.
@@ -132,6 +132,12 @@ impl Recent {
             self.insert(place, *sequence, event);
         }
         self.evict();
+    }
+
+    /// Begins again.
+    pub fn renew(&mut self, newest: &Newest) {
+        self.raise_floor(self.events.len());
+        self.begin(newest);
     }
 
     /// Events kept, and the bytes of their records.

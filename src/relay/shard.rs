@@ -438,6 +438,9 @@ impl Shard {
         now: Now,
     ) -> Option<usize> {
         if from == 0 {
+            if let Some(newest) = &batch.renewed {
+                self.recent.renew(newest);
+            }
             self.recent.forget(batch);
             for (ticket, verdict) in &batch.verdicts {
                 if ticket.origin == self.setup.origin {

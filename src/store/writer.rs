@@ -54,6 +54,10 @@ pub struct WriterOptions {
     pub batch_puts_max: usize,
     /// How long a commit to a store with [`Durability::Later`] may wait for its sync.
     pub sync_interval: Duration,
+    /// Newest events that shards have at hand.
+    pub recent_events_max: usize,
+    /// Bytes of their records.
+    pub recent_bytes_max: usize,
 }
 
 impl Default for WriterOptions {
@@ -64,6 +68,8 @@ impl Default for WriterOptions {
             batch_bytes_max: 16 << 20,
             batch_puts_max: 200_000,
             sync_interval: Duration::from_secs(1),
+            recent_events_max: 0,
+            recent_bytes_max: 0,
         }
     }
 }
@@ -418,10 +424,26 @@ impl State {
         let (since, before) =
             known.map_or((Instant::now(), 0), |known| (known.since, known.refused));
         self.tell(Some(Failing { reason, since, refused: before + refused }));
-        if self.store.is_lost()
-            && let Err(error) = self.store.reopen()
-        {
-            tracing::error!(%error, "the store could not be reopened");
+        if self.store.is_lost() {
+            match self.store.reopen() {
+                Ok(()) => self.renew(),
+                Err(error) => tracing::error!(%error, "the store could not be reopened"),
+            }
+        }
+    }
+
+    /// Tells the shards what is stored, after a commit that LMDB gave up: where its last page can neither be
+    /// written nor put back, what failed may be visible.
+    fn renew(&mut self) {
+        let (events, bytes) = (self.options.recent_events_max, self.options.recent_bytes_max);
+        let newest = self.store.newest(events, bytes, unix_now());
+        match newest.and_then(|newest| Ok((newest, self.store.info()?.last_sequence))) {
+            Ok((newest, last_sequence)) => {
+                self.last_sequence = last_sequence;
+                let renewed = Some(newest);
+                self.publish(CommitBatch { last_sequence, renewed, ..CommitBatch::default() });
+            }
+            Err(error) => tracing::error!(%error, "the newest events could not be read again"),
         }
     }
 
@@ -449,7 +471,11 @@ impl State {
 
     /// Looks whether the store takes events again.
     fn prove(&mut self) -> Result<(), StoreError> {
+        let was_lost = self.store.is_lost();
         self.store.probe()?;
+        if was_lost {
+            self.renew();
+        }
         if let Some(Failing { since, refused, .. }) = self.failing.take() {
             let seconds = since.elapsed().as_secs();
             tracing::info!(seconds, refused, "commits succeed again");

@@ -317,3 +317,28 @@ fn what_is_too_large_to_be_kept_is_in_nobodys_way() {
     assert_eq!(answers(&recent, &Filter { since: Some(8), ..Filter::default() }), Some(1));
     assert_eq!(answers(&recent, &Filter { since: Some(7), ..Filter::default() }), None);
 }
+
+/// After a commit of which it is not known what became visible.
+#[test]
+fn what_is_told_anew_is_all_that_counts() {
+    let mut recent = Recent::new(100, 1 << 20);
+    let stored = |number, created_at| (number, event(number, (1, 1, created_at, 2)));
+    let batch = |stored, renewed| CommitBatch { stored, renewed, ..CommitBatch::default() };
+    let first = batch(vec![stored(1, 10), stored(2, 20)], None);
+    first.stored.iter().for_each(|(number, event)| recent.keep(*number, event, &first));
+    let found = |recent: &Recent, since| {
+        let filter = Filter { since, ..Filter::default() };
+        let events = recent.answer(&[filter], 10, (Sequence::MAX, 0), &mut 1_000_000);
+        events
+            .map(|events| events.iter().map(|event| event.view().created_at()).collect::<Vec<_>>())
+    };
+    assert_eq!(found(&recent, None), Some(vec![20, 10]));
+    let (_, left_out) = stored(1, 10);
+    let id = *left_out.view().id().first_chunk().unwrap();
+    recent.renew(&Newest { events: vec![stored(4, 30), stored(3, 15)], rest: Some((10, id, 1)) });
+    assert_eq!(found(&recent, Some(11)), Some(vec![30, 15]));
+    assert_eq!(found(&recent, None), None, "there are more");
+    assert_eq!(recent.held().0, 2);
+    recent.renew(&Newest::default());
+    assert_eq!(found(&recent, None), Some(vec![]));
+}

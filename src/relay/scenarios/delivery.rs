@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::relay::ports::Newest;
 
 #[test]
 fn a_connection_without_a_free_reply_slot_is_not_read_until_half_are_free() {
@@ -352,4 +353,16 @@ fn filters_that_match_nothing_end_a_turn_too() {
     assert_eq!(relay.core.handle_commit(&batch, 0, 1_000, relay.now), Some(8));
     assert_eq!(relay.core.handle_commit(&batch, 8, 10_000, relay.now), None);
     assert_eq!(relay.core.counters().matched_live, 0);
+}
+
+/// The store had to be opened again: nothing that was told before is sure.
+#[test]
+fn after_a_commit_that_may_have_become_visible_the_newest_events_are_those_told_anew() {
+    let mut relay = Relay::new(Limits::default());
+    events(3).iter().for_each(|event| relay.publish(event));
+    assert_eq!(relay.core.recent.held().0, 3);
+    let newest = Newest { events: vec![(9, event("other"))], rest: None };
+    let renewed = CommitBatch { last_sequence: 9, renewed: Some(newest), ..CommitBatch::default() };
+    relay.core.handle_commit(&renewed, 0, u64::MAX, relay.now);
+    assert_eq!((relay.core.recent.held().0, relay.core.last_sequence), (1, 9));
 }
