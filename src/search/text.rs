@@ -1,13 +1,40 @@
 //! What of an event is text, and what of a search are words.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 
 use serde::Deserialize;
 
 use crate::nostr::EventView;
 
-/// Kinds whose content is encrypted: NIP-04 messages, seals and gift wraps (NIP-59), wallets (NIP-60).
-const ENCRYPTED: &[u16] = &[4, 13, 1_059, 7_374, 7_375, 7_376, 17_375];
+/// Kinds that are encrypted: messages (NIP-04, and Marmot's 443 to 445), seals and gift wraps (NIP-59), wallets
+/// (NIP-60), drafts and where they are kept (NIP-37).
+const ENCRYPTED: &[RangeInclusive<u16>] = &[
+    4..=4,
+    13..=13,
+    443..=445,
+    1_059..=1_059,
+    7_374..=7_376,
+    10_013..=10_013,
+    17_375..=17_375,
+    31_234..=31_234,
+];
+
+/// Kinds whose tags are for everybody and whose content is not: lists and sets, where it holds the private items
+/// (NIP-51), and what applications keep (NIP-78).
+const PRIVATE_CONTENT: &[RangeInclusive<u16>] = &[
+    10_000..=10_030,
+    10_101..=10_102,
+    30_000..=30_007,
+    30_015..=30_015,
+    30_030..=30_030,
+    30_078..=30_078,
+    30_267..=30_267,
+];
+
+fn is_one_of(kinds: &[RangeInclusive<u16>], kind: u16) -> bool {
+    kinds.iter().any(|kinds| kinds.contains(&kind))
+}
 
 /// Tags whose value is for people to read.
 const READABLE: &[&str] = &["title", "subject", "summary", "description", "alt", "name", "t"];
@@ -22,11 +49,13 @@ struct Readable<'a> {
 
 /// Its content and the tags that are for people; `None` when there is nothing in them.
 pub fn of_event(event: EventView<'_>) -> Option<String> {
-    if ENCRYPTED.contains(&event.kind().0) {
+    let kind = event.kind().0;
+    if is_one_of(ENCRYPTED, kind) {
         return None;
     }
     let Readable { content, tags } = serde_json::from_slice(event.json()).ok()?;
-    let mut text = content.into_owned();
+    let is_private = is_one_of(PRIVATE_CONTENT, kind);
+    let mut text = if is_private { String::new() } else { content.into_owned() };
     for tag in tags {
         if let [name, value, ..] = &tag[..]
             && READABLE.contains(&&**name)
@@ -50,6 +79,23 @@ pub fn phrases(text: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nostr::testing::Draft;
+
+    #[test]
+    fn what_is_private_by_its_kind_is_left_out() {
+        let text = |kind: u64| {
+            let tags = &[&["title", "weekend"][..], &["p", "nobody"]];
+            let draft = Draft { kind, content: "secret".into(), ..Draft::tagged(tags) };
+            of_event(draft.candidate().event().view())
+        };
+        assert_eq!(text(1).as_deref(), Some("secret\nweekend"));
+        for kind in [4, 13, 444, 445, 1_059, 7_376, 10_013, 17_375, 31_234] {
+            assert_eq!(text(kind), None, "{kind}");
+        }
+        for kind in [10_000, 10_030, 30_000, 30_007, 30_078] {
+            assert_eq!(text(kind).as_deref(), Some("\nweekend"), "{kind}");
+        }
+    }
 
     #[test]
     fn quotes_keep_words_together() {
