@@ -17,17 +17,16 @@ mod text;
 mod tests;
 
 use std::fs;
-use std::ops::Bound;
 use std::path::Path;
 
-use tantivy::collector::TopDocs;
+use tantivy::collector::{FilterCollector, TopDocs};
 use tantivy::directory::MmapDirectory;
 use tantivy::query::{
-    BooleanQuery, ConstScoreQuery, Occur, PhraseQuery, Query, RangeQuery, TermQuery, TermSetQuery,
+    BooleanQuery, ConstScoreQuery, EmptyQuery, Occur, PhraseQuery, Query, TermQuery, TermSetQuery,
 };
 use tantivy::schema::{FAST, Field, INDEXED, IndexRecordOption, NumericOptions, Schema, TEXT};
 use tantivy::tokenizer::TextAnalyzer;
-use tantivy::{Index, IndexReader, ReloadPolicy, TantivyError, Term};
+use tantivy::{Index, IndexReader, ReloadPolicy, Searcher, TantivyError, Term};
 
 pub use tail::{Erasures, Tail, directory};
 
@@ -37,6 +36,9 @@ use crate::store::{Search, StoreError};
 
 /// Words of one search that are looked for; further ones are ignored.
 const WORDS_MAX: usize = 32;
+
+/// Authors of one filter whose events are counted, to see whether they are fewer than have the words.
+const COUNTED_AUTHORS_MAX: usize = 64;
 
 /// What of an event the index has.
 #[derive(Clone, Copy, Debug)]
@@ -109,16 +111,28 @@ impl SearchIndex {
         self.reader.searcher().num_docs()
     }
 
-    fn query(&self, filter: &Filter) -> Result<Box<dyn Query>, TantivyError> {
+    /// What is to be asked, and how many documents that walks: those with the rarest of the words, or those of
+    /// the authors, where they are fewer.
+    fn plan(
+        &self,
+        searcher: &Searcher,
+        filter: &Filter,
+    ) -> Result<(Box<dyn Query>, u64), TantivyError> {
         let text = filter.search.as_deref().unwrap_or_default();
         let mut analyzer = self.index.tokenizer_for_field(self.fields.text)?;
         let mut musts: Vec<Box<dyn Query>> = Vec::new();
-        let mut left = WORDS_MAX;
+        let (mut left, mut walked) = (WORDS_MAX, u64::MAX);
         for phrase in text::phrases(text) {
+            if left == 0 {
+                break;
+            }
             let words = words(&mut analyzer, phrase, left);
             left -= words.len();
             let terms: Vec<Term> =
                 words.iter().map(|word| Term::from_field_text(self.fields.text, word)).collect();
+            for term in &terms {
+                walked = walked.min(searcher.doc_freq(term)?);
+            }
             match &terms[..] {
                 [] => {}
                 [term] => {
@@ -129,50 +143,71 @@ impl SearchIndex {
             }
         }
         if musts.is_empty() {
-            return Ok(Box::new(tantivy::query::EmptyQuery));
+            return Ok((Box::new(EmptyQuery), 0));
         }
-        // They narrow, and have no part in what is best.
-        let narrow = |query: Box<dyn Query>| Box::new(ConstScoreQuery::new(query, 0.0)) as _;
-        let any_of = |field, values: &mut dyn Iterator<Item = u64>| {
-            let terms: Vec<_> = values.map(|value| Term::from_field_u64(field, value)).collect();
-            Box::new(TermSetQuery::new(terms)) as Box<dyn Query>
-        };
-        if let Some(kinds) = &filter.kinds {
-            let mut kinds = kinds.iter().map(|kind| u64::from(*kind));
-            musts.push(narrow(any_of(self.fields.kind, &mut kinds)));
-        }
-        if let Some(authors) = &filter.authors {
-            let mut authors = authors.iter().map(head);
-            musts.push(narrow(any_of(self.fields.author, &mut authors)));
-        }
-        if filter.since.is_some() || filter.until.is_some() {
-            let bound = |at: Option<u64>| {
-                let term = |at| Bound::Included(Term::from_field_u64(self.fields.created_at, at));
-                at.map_or(Bound::Unbounded, term)
-            };
-            let range = RangeQuery::new(bound(filter.since), bound(filter.until));
-            musts.push(narrow(Box::new(range)));
+        if let Some(authors) = filter.authors.as_ref().filter(|a| a.len() <= COUNTED_AUTHORS_MAX) {
+            let term = |key| Term::from_field_u64(self.fields.author, head(key));
+            let terms: Vec<Term> = authors.iter().map(term).collect();
+            let mut theirs = 0;
+            for term in &terms {
+                theirs += searcher.doc_freq(term)?;
+            }
+            if theirs < walked {
+                walked = theirs;
+                // It narrows, and has no part in what is best.
+                let theirs = Box::new(TermSetQuery::new(terms));
+                musts.push(Box::new(ConstScoreQuery::new(theirs, 0.0)));
+            }
         }
         let musts = musts.into_iter().map(|query| (Occur::Must, query)).collect();
-        Ok(Box::new(BooleanQuery::new(musts)))
+        Ok((Box::new(BooleanQuery::new(musts)), walked))
     }
 }
 
 impl Search for SearchIndex {
+    fn cost(&self, filter: &Filter) -> Result<u64, StoreError> {
+        let plan = self.plan(&self.reader.searcher(), filter);
+        plan.map(|(_, walked)| walked).map_err(failed)
+    }
+
     fn search(&self, filter: &Filter, most: usize) -> Result<Vec<Sequence>, StoreError> {
         let found = || {
-            let query = self.query(filter)?;
             let searcher = self.reader.searcher();
+            let (query, _) = self.plan(&searcher, filter)?;
             let best = TopDocs::with_limit(most.max(1)).order_by_score();
-            let mut sequences = Vec::with_capacity(most);
+            // What else is asked is looked at where the words are found.
+            let (since, until) = (filter.since.unwrap_or(0), filter.until.unwrap_or(u64::MAX));
+            let in_time = move |at: u64| (since..=until).contains(&at);
+            let best = FilterCollector::new("created_at".into(), in_time, best);
+            let mut heads: Option<Vec<u64>> =
+                filter.authors.as_ref().map(|keys| keys.iter().map(head).collect());
+            heads.iter_mut().for_each(|heads| heads.sort_unstable());
+            let of_author = move |head: u64| {
+                heads.as_ref().is_none_or(|heads| heads.binary_search(&head).is_ok())
+            };
+            let best = FilterCollector::new("author".into(), of_author, best);
+            let kinds = filter.kinds.clone();
+            let of_kind = move |kind: u64| {
+                let is_it = |kinds: &Vec<u16>| {
+                    kinds.binary_search_by(|of| u64::from(*of).cmp(&kind)).is_ok()
+                };
+                kinds.as_ref().is_none_or(is_it)
+            };
+            let best = FilterCollector::new("kind".into(), of_kind, best);
+            let mut sequences = Vec::new();
             for (_, at) in searcher.search(&*query, &best)? {
                 let columns = searcher.segment_reader(at.segment_ord).fast_fields();
                 sequences.extend(columns.u64("sequence")?.first(at.doc_id));
             }
             Ok(sequences)
         };
-        found().map_err(|error: TantivyError| StoreError::Search(error.to_string()))
+        found().map_err(failed)
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: TantivyError) -> StoreError {
+    StoreError::Search(error.to_string())
 }
 
 /// The words of a text as the index has them.

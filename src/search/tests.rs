@@ -142,6 +142,28 @@ fn an_index_goes_on_where_it_was_left_and_forgets_what_went_meanwhile() {
 }
 
 #[test]
+fn a_search_says_what_it_takes_before_it_is_made() {
+    let (store, dir) = store();
+    let searched = Searched::open(&store, dir.path());
+    searched.apply(&some_notes());
+    searched.wait(4);
+    let cost = |filter: Filter| searched.index.cost(&filter).unwrap();
+    assert_eq!(cost(searching("quick")), 3);
+    assert_eq!(cost(searching("quick brown")), 2, "of the rarest");
+    assert_eq!(cost(searching(r#""quick answer" quick"#)), 1);
+    assert_eq!(cost(Filter { authors: Some(vec![key(2)]), ..searching("quick") }), 1, "theirs");
+    assert_eq!(cost(searching("zebra quick")), 0);
+    assert_eq!(cost(searching("?!")), 0);
+    let query = Query { filters: vec![searching("quick")], limit_max: 500 };
+    let mut scan = store.scan(query).unwrap();
+    let price = scan.slice(&store, &WHOLE, 50).unwrap();
+    assert_eq!((price.examined, price.events.len(), price.done), (4, 0, false));
+    let rest = scan.slice(&store, &WHOLE, 50).unwrap();
+    assert_eq!((rest.events.len(), rest.done), (3, true));
+    searched.close();
+}
+
+#[test]
 fn an_index_of_another_store_or_none_that_can_be_read_is_made_anew() {
     let (one, dir) = store();
     let searched = Searched::open(&one, dir.path());

@@ -271,6 +271,10 @@ impl Store {
         let _ = self.shared.search.set(search);
     }
 
+    fn searches(&self) -> bool {
+        self.shared.search.get().is_some()
+    }
+
     fn search(&self) -> Result<&dyn Search, StoreError> {
         let search = self.shared.search.get();
         search.map(|search| &**search).ok_or_else(|| StoreError::Search("there is none".into()))

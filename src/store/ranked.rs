@@ -14,6 +14,12 @@ use crate::relay::ports::{Chunk, ExpiringBytes, Sequence};
 
 /// Full-text search beside the store.
 pub trait Search: Send + Sync {
+    /// How many documents a search has to look at, before it is made; what it finds are some of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Search`].
+    fn cost(&self, filter: &Filter) -> Result<u64, StoreError>;
+
     /// Events whose text has what the filter searches for, best first: `most` of them at most. What else the
     /// filter asks for may narrow them; whoever asks looks at the events.
     ///
@@ -22,7 +28,7 @@ pub trait Search: Send + Sync {
     fn search(&self, filter: &Filter, most: usize) -> Result<Vec<Sequence>, StoreError>;
 }
 
-/// Hits looked at. All are asked for at once: the index moves on, and a second part would not fit the first.
+/// Hits looked at of one search. All are asked for at once: the index moves on, and a second part would not fit the first.
 const HITS_MAX: usize = 5_000;
 
 /// A search, and how far its result has been handed out.
@@ -33,18 +39,30 @@ pub(super) struct Ranked {
     pub left: u64,
     /// Hits that have not been looked at, once they are asked for.
     pub hits: Option<VecDeque<Sequence>>,
+    /// What finding them takes has been told.
+    pub priced: bool,
 }
 
 impl Scan {
-    /// Asks for the hits, before a transaction is there to hold pages meanwhile.
-    pub(super) fn find_hits(&mut self, store: &Store) -> Result<(), StoreError> {
-        if let Some(ranked @ Ranked { hits: None, .. }) = &mut self.ranked {
-            let hits = store.search()?.search(&ranked.filter, HITS_MAX)?;
-            // The index walks more than it finds; how much more, it does not tell.
-            self.examined += 1 + hits.len() as u64;
-            ranked.hits = Some(hits.into());
+    /// Whether its next slice asks the index, which may take long and cannot be interrupted.
+    pub(super) fn is_to_search(&self) -> bool {
+        self.ranked.as_ref().is_some_and(|ranked| ranked.priced && ranked.hits.is_none())
+    }
+
+    /// Asks for the hits, before a transaction is there to hold pages meanwhile. First, in a slice of its own, what
+    /// that takes: whoever pays for the query may not go on.
+    pub(super) fn find_hits(&mut self, store: &Store) -> Result<Option<Chunk>, StoreError> {
+        let Some(ranked @ Ranked { hits: None, .. }) = &mut self.ranked else { return Ok(None) };
+        let search = store.search()?;
+        if ranked.priced {
+            ranked.hits = Some(search.search(&ranked.filter, HITS_MAX)?.into());
+            return Ok(None);
         }
-        Ok(())
+        let examined = 1 + search.cost(&ranked.filter)?;
+        ranked.priced = true;
+        self.examined += examined;
+        let snapshot = self.snapshot();
+        Ok(Some(Chunk { snapshot, examined, ..Chunk::default() }))
     }
 
     /// Goes on by one slice of a search.

@@ -1,5 +1,8 @@
 //! The reader pool: threads that run stored queries for shards, which must not wait for a disk.
 //!
+//! A search of the index takes as long as it takes, in one piece. One thread more makes these, one at a time, so
+//! that however many are wanted, the others read.
+//!
 //! A job is one slice. Its scan comes back with the slice's chunk and is submitted again when the
 //! subscription has room for more: nothing is read ahead of who consumes it, and jobs of many
 //! subscriptions take turns.
@@ -38,6 +41,8 @@ pub type GatherResult = Result<Gathered, String>;
 #[derive(Clone)]
 pub struct ReadersHandle {
     jobs: flume::Sender<Work>,
+    /// For slices that search the index.
+    searches: flume::Sender<Work>,
 }
 
 /// The pool. Dropping it without [`Readers::close`] leaves the threads to end by themselves when
@@ -60,7 +65,8 @@ impl ReadersHandle {
     /// # Errors
     /// The job comes back when the queue is full or the pool is closed.
     pub fn try_submit(&self, job: ReadJob) -> Result<(), ReadJob> {
-        self.jobs.try_send(Work::Read(job)).map_err(|error| returned(error.into_inner()))
+        let queue = self.queue_of(&job);
+        queue.try_send(Work::Read(job)).map_err(|error| returned(error.into_inner()))
     }
 
     /// Submits a job as soon as the queue has room. Cancelling drops the job.
@@ -68,7 +74,12 @@ impl ReadersHandle {
     /// # Errors
     /// The job comes back when the pool is closed.
     pub async fn submit(&self, job: ReadJob) -> Result<(), ReadJob> {
-        self.jobs.send_async(Work::Read(job)).await.map_err(|error| returned(error.into_inner()))
+        let queue = self.queue_of(&job);
+        queue.send_async(Work::Read(job)).await.map_err(|error| returned(error.into_inner()))
+    }
+
+    fn queue_of(&self, job: &ReadJob) -> &flume::Sender<Work> {
+        if job.scan.is_to_search() { &self.searches } else { &self.jobs }
     }
 
     /// Submits a job without waiting.
@@ -85,7 +96,7 @@ impl ReadersHandle {
     /// Jobs waiting.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.jobs.len()
+        self.jobs.len() + self.searches.len()
     }
 }
 
@@ -97,7 +108,8 @@ fn returned(work: Work) -> ReadJob {
 }
 
 impl Readers {
-    /// Starts `threads` readers on one queue of `queue_capacity` jobs; `budget` bounds a slice.
+    /// Starts `threads` readers on one queue of `queue_capacity` jobs, and one for searches on another, where the
+    /// store searches by now; `budget` bounds a slice.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -114,7 +126,14 @@ impl Readers {
             let thread = std::thread::Builder::new().name(format!("reader-{number}"));
             started.push(thread.spawn(move || read(&store, &receiver, &budget))?);
         }
-        Ok(Self { handle: ReadersHandle { jobs: sender }, threads: started })
+        let (searches, searched) = flume::bounded(queue_capacity.max(1));
+        if store.searches() {
+            let (store, thread) =
+                (store.clone(), std::thread::Builder::new().name("searcher".into()));
+            started.push(thread.spawn(move || read(&store, &searched, &budget))?);
+        }
+        let searches = if store.searches() { searches } else { sender.clone() };
+        Ok(Self { handle: ReadersHandle { jobs: sender, searches }, threads: started })
     }
 
     /// Where to submit jobs.
@@ -125,9 +144,14 @@ impl Readers {
 
     /// Runs what is queued, then ends the threads. Jobs submitted later come back.
     pub fn close(self) {
-        for _ in &self.threads {
+        let ReadersHandle { jobs, searches } = &self.handle;
+        let searchers = usize::from(!jobs.same_channel(searches));
+        let readers = self.threads.len() - searchers;
+        for queue in
+            std::iter::repeat_n(jobs, readers).chain(std::iter::repeat_n(searches, searchers))
+        {
             // Fails only when every thread has ended already.
-            let _ = self.handle.jobs.send(Work::Close);
+            let _ = queue.send(Work::Close);
         }
         for thread in self.threads {
             // A reader catches the panics of its jobs; nothing is left to be told here.

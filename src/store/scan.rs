@@ -164,7 +164,7 @@ impl Scan {
                 continue;
             }
             if filter.search.is_some() {
-                scan.ranked = Some(Ranked { filter, left, hits: None });
+                scan.ranked = Some(Ranked { filter, left, hits: None, priced: false });
                 continue;
             }
             let ids = filter.ids.as_ref().map(|_| Ids::default());
@@ -210,7 +210,9 @@ impl Scan {
         now: u64,
     ) -> Result<Chunk, StoreError> {
         let before = self.examined;
-        self.find_hits(store)?;
+        if let Some(price) = self.find_hits(store)? {
+            return Ok(price);
+        }
         let environment = store.environment()?;
         let txn = environment.env.read_txn()?;
         if let Some(ranked) = self.ranked.take() {

@@ -91,3 +91,25 @@ fn a_relay_that_searches_starts_with_what_it_has() {
         server.kill();
     }
 }
+
+#[test]
+fn a_search_that_looks_at_too_much_is_refused_before_it_is_made() {
+    let server = Launch::default()
+        .set("store.search", true)
+        .set("limits.connection_query_entries_max", 10)
+        .set("limits.connection_query_entries_per_s", 1)
+        .start();
+    let mut publisher = server.connect();
+    for n in 0..20 {
+        let text = if n == 0 { "a rare word" } else { "a word" };
+        publisher.publish_ok(&Author::new(1).note(now() - n, text));
+    }
+    let asked = |text: &str| json!({"search": text, "limit": 1});
+    wait_until("the index to have it", || {
+        // Each asks on a connection of its own, with all it may look at.
+        search(&mut server.connect(), &asked("rare")).len() == 1
+    });
+    let text = closed(&mut server.connect(), &json!(["REQ", "x", asked("word")]));
+    assert_eq!(text, "rate-limited: the query looks at too many stored events");
+    assert_eq!(search(&mut server.connect(), &asked("rare word")).len(), 1);
+}
