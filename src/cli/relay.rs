@@ -124,7 +124,7 @@ impl Relay {
         let (admin_sink, verdicts) = verdict_channel(origins);
         let mut sinks = mesh.sinks();
         sinks.push(Box::new(admin_sink));
-        let searching = Searching::prepare(config)?;
+        let searching = Searching::prepare(config, &store)?;
         sinks.extend(searching.as_ref().and_then(Searching::sink));
         let last_sequence = store.info()?.last_sequence;
         let Limits { recent_events_max, recent_bytes_max, .. } = config.limits;

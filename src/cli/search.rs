@@ -23,13 +23,13 @@ mod built_in {
     }
 
     impl Searching {
-        /// Opens the index, if `store.search` is on.
-        pub fn prepare(config: &Config) -> Result<Option<Self>, Failure> {
+        /// Opens the index, if `store.search` is on; before anything is written to the store.
+        pub fn prepare(config: &Config, store: &Store) -> Result<Option<Self>, Failure> {
             if !config.store.search {
                 return Ok(None);
             }
             let index = SearchIndex::open(&directory(&config.data)).map_err(failed)?;
-            let (erasures, woken) = Tail::channel();
+            let (erasures, woken) = Tail::channel(store)?;
             Ok(Some(Self::Prepared(index, erasures, woken)))
         }
 
@@ -73,7 +73,7 @@ mod left_out {
 
     impl Searching {
         /// Refuses `store.search`.
-        pub fn prepare(config: &Config) -> Result<Option<Self>, Failure> {
+        pub fn prepare(config: &Config, _store: &Store) -> Result<Option<Self>, Failure> {
             match config.store.search {
                 false => Ok(None),
                 true => Err(Failure::Failed(

@@ -32,7 +32,7 @@ impl Searched {
     fn open(store: &Store, data: &Path) -> Self {
         let index = SearchIndex::open(&directory(data)).unwrap();
         store.set_search(Arc::new(index.clone()));
-        let (sink, woken) = Tail::channel();
+        let (sink, woken) = Tail::channel(store).unwrap();
         let tail = Tail::spawn(store.clone(), index.clone(), sink.clone(), woken).unwrap();
         Self { store: store.clone(), index, tail, sink }
     }
@@ -138,6 +138,40 @@ fn an_index_goes_on_where_it_was_left_and_forgets_what_went_meanwhile() {
     let searched = Searched::open(&store, dir.path());
     searched.wait(3);
     assert_eq!(searched.find(&searching("quick")), [3, 1]);
+    assert_eq!(searched.tail.sweeps(), 1);
+    searched.close();
+    // Nobody has written meanwhile.
+    let searched = Searched::open(&store, dir.path());
+    searched.apply(&[note(10, 1, 1, 60, "quick")]);
+    searched.wait(4);
+    assert_eq!(searched.tail.sweeps(), 0);
+    searched.close();
+}
+
+/// A power cut where durability is less, or a file put back by hand.
+#[test]
+fn an_index_of_a_store_that_has_lost_its_end_is_made_anew() {
+    let options = Options { map_bytes_max: 1 << 30, ..Options::default() };
+    let (store, dir) = store();
+    let notes = some_notes();
+    apply(&store, &notes[..1], 50);
+    drop(store);
+    let data = dir.path().join("data.mdb");
+    let before = fs::read(&data).unwrap();
+    let store = Store::open(dir.path(), &options).unwrap();
+    apply(&store, &notes[1..2], 50);
+    let searched = Searched::open(&store, dir.path());
+    searched.wait(2);
+    searched.close();
+    drop(store);
+    fs::write(&data, before).unwrap();
+    let store = Store::open(dir.path(), &options).unwrap();
+    // The sequence number of another, which had not that word.
+    apply(&store, &[note(9, 1, 1, 45, "pictures"), notes[2].clone()], 50);
+    let searched = Searched::open(&store, dir.path());
+    searched.wait(3);
+    assert_eq!(searched.find(&searching("particular")), [0; 0]);
+    assert_eq!(searched.find(&searching("pictures")), [9]);
     searched.close();
 }
 

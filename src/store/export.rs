@@ -168,6 +168,15 @@ impl Store {
         Ok(missing)
     }
 
+    /// The number of the last transaction that has been committed: nothing has been written since while it is the
+    /// same.
+    ///
+    /// # Errors
+    /// When the environment is lost.
+    pub fn last_transaction(&self) -> Result<usize, StoreError> {
+        Ok(self.environment()?.env.info().last_txn_id)
+    }
+
     /// A number that is this store's as long as it lives, and with it its sequence numbers.
     ///
     /// # Errors
