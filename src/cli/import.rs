@@ -17,9 +17,11 @@ use super::failure::Failure;
 use super::lines::{CHUNK_LINES_MAX, Chunk, read_events};
 use super::output::Output;
 use super::read::{configure, store_options, unix_now};
+use super::tend::kept_ages;
 use crate::config::Config;
 use crate::nostr::Event;
 use crate::ops::admin::{CHUNK_EVENTS_MAX, Client, Import};
+use crate::relay::limits::KeptAge;
 use crate::relay::ports::{Submission, Ticket, Verdict};
 use crate::store::{RelayNames, Store, StoreError, Terms};
 
@@ -42,9 +44,10 @@ pub fn run(arguments: &ImportArguments) -> Result<(), Failure> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let mut tally = Tally::new(bytes);
     let verify = config.verify && !arguments.no_verify;
+    let kept_ages = kept_ages(&config);
     let mut batch = Batch::default();
     read_events(input, verify, workers, |chunk| {
-        batch.add(chunk);
+        batch.add(chunk, &kept_ages, unix_now());
         if !batch.has_room(target.batch_lines_max()) {
             tally.take(std::mem::take(&mut batch), &mut target)?;
         }
@@ -132,10 +135,13 @@ struct Batch {
 }
 
 impl Batch {
-    fn add(&mut self, chunk: Chunk) {
+    fn add(&mut self, chunk: Chunk, kept_ages: &[KeptAge], unix_s: u64) {
         self.bytes += chunk.bytes;
         for (number, outcome) in chunk.lines {
             match outcome {
+                Ok(event) if !kept_ages.iter().all(|kept| kept.keeps(event.view(), unix_s)) => {
+                    self.refused.push((number, "it is older than [[retention]] keeps its kind"));
+                }
                 Ok(event) => {
                     self.numbers.push(number);
                     self.events.push(event);

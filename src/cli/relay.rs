@@ -22,7 +22,7 @@ use super::import::terms;
 use super::logging;
 use super::read::{store_options, unix_now};
 use super::search::Searching;
-use super::tend::retention_rules;
+use super::tend::{kept_ages, retention_rules};
 use crate::config::memory::memory_bound;
 use crate::config::{self, Backend, Config};
 use crate::driver::backend::Choice;
@@ -32,7 +32,9 @@ use crate::driver::record::Recording;
 use crate::driver::{self, Mesh, Observe};
 use crate::nostr::nip11;
 use crate::ops::admin::Running;
-use crate::ops::metrics::{CommitMetrics, Metrics, ShardMetrics, ShardTimes, Sources};
+use crate::ops::metrics::{
+    CommitMetrics, Metrics, RetentionMetrics, ShardMetrics, ShardTimes, Sources,
+};
 use crate::ops::server::{Writes, verdict_channel};
 use crate::ops::{Listeners, Ops};
 use crate::relay::shard::SUBMISSIONS_MAX;
@@ -111,9 +113,7 @@ impl Relay {
         let count = config.shard_count();
         let connections = connections(config);
         tracing::info!("{}", memory_bound(config, connections as u64));
-        let tuning = config.tuning_pairs();
-        let said: Vec<_> = tuning.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        tracing::info!("tuning {}", said.join(" "));
+        let tuning = told_tuning(config);
         let store = Store::open(&config.data, &durable_options(config))?;
         let listeners = Listeners::bind(&config.admin, &config.data)
             .map_err(|error| Failure::Failed(error.to_string()))?;
@@ -157,7 +157,7 @@ impl Relay {
             backend: choice(config.backend),
             verify: config.verify,
             search: config.store.search,
-            limits: Arc::new(config.limits.clone()),
+            limits: Arc::new(Limits { kept_ages: kept_ages(config), ..config.limits.clone() }),
             tuning: config.tuning,
             pages: Arc::new(pages(config)),
             deflate: config.deflate,
@@ -175,12 +175,14 @@ impl Relay {
         })
         .map_err(|error| Failure::Failed(error.to_string()))?;
 
+        let (retention, erasures) = begin_retention(config, &store, &writer)?.unzip();
         let metrics = Metrics {
             backend: shards.backend,
             tuning,
             shards: shard_metrics,
             times: shard_times,
             commits,
+            retention: erasures,
             sources: Some(Sources {
                 store: store.clone(),
                 writer: writer.handle(),
@@ -209,7 +211,6 @@ impl Relay {
             .start(running, metrics, store.clone(), writes)
             .map_err(|error| Failure::Failed(error.to_string()))?;
         let files = trace_thread.into_iter().chain(capture_thread).collect();
-        let retention = begin_retention(config, &store, &writer)?;
         Ok(Self { shards, writer, readers, ops, store, searching, files, retention })
     }
 
@@ -304,15 +305,29 @@ fn writer_options(config: &Config, shards: usize) -> WriterOptions {
     }
 }
 
-/// Starts to apply the rules, where there are some.
+/// The sizes and budgets in force, which the log is told.
+fn told_tuning(config: &Config) -> Vec<(String, String)> {
+    let tuning = config.tuning_pairs();
+    let said: Vec<_> = tuning.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    tracing::info!("tuning {}", said.join(" "));
+    tuning
+}
+
+/// Starts to apply the rules, where there are some, and to count what goes by them.
 fn begin_retention(
     config: &Config,
     store: &Store,
     writer: &Writer,
-) -> io::Result<Option<Retention>> {
+) -> io::Result<Option<(Retention, Arc<RetentionMetrics>)>> {
     let rules = retention_rules(config);
-    let wanted = !rules.is_empty();
-    wanted.then(|| Retention::spawn(store.clone(), writer.handle(), rules)).transpose()
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let erasures = Arc::new(RetentionMetrics::default());
+    let counted = Arc::clone(&erasures);
+    let observer = Box::new(move |keep, erasure| counted.observe(keep, erasure));
+    let retention = Retention::spawn(store.clone(), writer.handle(), rules, observer)?;
+    Ok(Some((retention, erasures)))
 }
 
 fn observe_shard(metrics: Arc<ShardMetrics>, times: Arc<ShardTimes>) -> Observe {

@@ -15,6 +15,7 @@ use crate::config::memory::Size;
 use crate::config::{Config, RetentionRule};
 use crate::ops::admin::{Client, Reach, Running};
 use crate::ops::server;
+use crate::relay::limits::KeptAge;
 use crate::store::{self, Doomed, Keep, Rule, Store, StoreError};
 
 /// Runs `delete`.
@@ -73,6 +74,14 @@ pub fn retention_rules(config: &Config) -> Vec<Rule> {
         Rule { kinds: rule.kinds.clone(), keep: keep.expect("checked when it was read") }
     };
     config.retention.iter().map(rule).collect()
+}
+
+/// Of the rules in force those by age: what one of them would erase is not stored.
+pub fn kept_ages(config: &Config) -> Vec<KeptAge> {
+    let of = |rule: &RetentionRule| {
+        Some(KeptAge { kinds: rule.kinds.clone(), age_s_max: rule.age_s_max? })
+    };
+    config.retention.iter().filter_map(of).collect()
 }
 
 /// Runs `retain`.

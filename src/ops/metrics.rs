@@ -19,7 +19,7 @@ use crate::driver::bus::Address;
 use crate::driver::places::Places;
 use crate::relay::counters::Counters;
 use crate::relay::timings::{BOUNDS_US, Durations, Timings};
-use crate::store::{CommitStats, ReadersHandle, Store, WriterHandle};
+use crate::store::{CommitStats, Erasure, Keep, ReadersHandle, Store, WriterHandle};
 
 /// One number that one thread writes and others read.
 #[derive(Debug, Default)]
@@ -296,6 +296,43 @@ impl CommitMetrics {
     }
 }
 
+/// What retention has erased, by the kind of rule; its thread is the one writer.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct RetentionMetrics([(Meter, Meter); RULES.len()]);
+
+/// The bounds of rules, as they are called in the configuration.
+const RULES: [&str; 3] = ["age_s_max", "author_events_max", "bytes_max"];
+
+impl RetentionMetrics {
+    /// Counts what one rule has had erased.
+    pub fn observe(&self, keep: Keep, erasure: Erasure) {
+        let (events, bytes) = &self.0[match keep {
+            Keep::AgeS(_) => 0,
+            Keep::OfAuthor(_) => 1,
+            Keep::Bytes(_) => 2,
+        }];
+        events.add(erasure.events);
+        bytes.add(erasure.bytes);
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        type Pick = fn(&(Meter, Meter)) -> u64;
+        let families: [(&str, &str, Pick); 2] = [
+            ("retention_erased_events", "Events erased by [[retention]].", |of| of.0.get()),
+            ("retention_erased_bytes", "Bytes of their records.", |of| of.1.get()),
+        ];
+        for (name, help, pick) in families {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (rule, meters) in RULES.iter().zip(&self.0) {
+                let labels = [("rule", *rule)];
+                encode_value(&mut family.encode_family(&labels)?, Sort::Counter, pick(meters))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What is looked at when a scrape comes, not before.
 #[derive(Clone)]
 pub struct Sources {
@@ -364,6 +401,8 @@ pub struct Metrics {
     pub times: Vec<Arc<ShardTimes>>,
     /// The writer's commits.
     pub commits: Arc<CommitMetrics>,
+    /// What the rules in force have had erased; `None` where there are none.
+    pub retention: Option<Arc<RetentionMetrics>>,
     /// What is looked at when a scrape comes; `None` before there is anything.
     pub sources: Option<Sources>,
 }
@@ -402,6 +441,9 @@ impl Collector for Metrics {
         encode_shards(&mut encoder, &rows)?;
         encode_times(&mut encoder, &self.times)?;
         self.commits.encode(&mut encoder)?;
+        if let Some(retention) = &self.retention {
+            retention.encode(&mut encoder)?;
+        }
         self.sources.as_ref().map_or(Ok(()), |sources| sources.encode(&mut encoder))
     }
 }

@@ -3,6 +3,32 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::nostr::{EventView, Kind, KindClass};
+
+/// How long events are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptAge {
+    /// The kinds this is about, in order; `None` = all but 5 and 62.
+    pub kinds: Option<Vec<u16>>,
+    /// Seconds since `created_at`.
+    pub age_s_max: u64,
+}
+
+impl KeptAge {
+    /// Whether an event may stay at `unix_s`, as far as this is about it.
+    #[must_use]
+    pub fn keeps(&self, event: EventView<'_>, unix_s: u64) -> bool {
+        let kind = event.kind();
+        let is_about = match &self.kinds {
+            Some(kinds) => kinds.binary_search(&kind.0).is_ok(),
+            None => kind != Kind::DELETION && kind != Kind::VANISH,
+        };
+        let is_stored = kind.class() != KindClass::Ephemeral;
+        let oldest = unix_s.saturating_sub(self.age_s_max);
+        !(is_about && is_stored) || event.created_at() >= oldest
+    }
+}
+
 /// The bounds in force. In the config file: `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,6 +47,9 @@ pub struct Limits {
     pub event_content_chars_max: u32,
     /// How far back `created_at` may lie, in seconds; 0 = any.
     pub created_at_age_s_max: u64,
+    /// Rules of `[[retention]]` by age: what one would erase is refused.
+    #[serde(skip)]
+    pub kept_ages: Vec<KeptAge>,
     /// How far ahead `created_at` may lie, in seconds; 0 = any.
     pub created_at_ahead_s_max: u64,
     /// Open subscriptions of one connection, and COUNTs that are not answered.
@@ -86,6 +115,7 @@ impl Default for Limits {
             event_tags_max: 2_000,
             event_content_chars_max: 262_144,
             created_at_age_s_max: 0,
+            kept_ages: Vec::new(),
             created_at_ahead_s_max: 900,
             subscriptions_max: 100,
             filters_max: 20,
@@ -112,5 +142,29 @@ impl Default for Limits {
             handshake_ms_max: 5_000,
             drain_ms_max: 5_000,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nostr::testing::Draft;
+
+    #[test]
+    fn an_age_is_about_its_kinds_and_to_the_second_what_a_rule_erases() {
+        let event = |kind, created_at| {
+            let draft = Draft { created_at, kind, ..Draft::default() };
+            draft.candidate().event().clone()
+        };
+        let keeps =
+            |kept: &KeptAge, kind, created_at| kept.keeps(event(kind, created_at).view(), 1_000);
+        let of_some = KeptAge { kinds: Some(vec![1, 5]), age_s_max: 100 };
+        let of_all = KeptAge { kinds: None, age_s_max: 100 };
+        assert!(keeps(&of_some, 1, 900) && keeps(&of_all, 1, 900));
+        assert!(!keeps(&of_some, 1, 899) && !keeps(&of_all, 1, 899));
+        assert!(keeps(&of_some, 7, 1) && !keeps(&of_all, 7, 1));
+        assert!(!keeps(&of_some, 5, 1) && keeps(&of_all, 5, 1) && keeps(&of_all, 62, 1));
+        assert!(keeps(&of_all, 20_001, 1), "nothing of it is kept anyway");
+        assert!(keeps(&KeptAge { age_s_max: 2_000, ..of_all }, 1, 0));
     }
 }

@@ -26,6 +26,12 @@ pub fn judge(candidate: &Candidate, limits: &Limits, unix_s: u64) -> Result<(), 
     if age_max > 0 && event.created_at() < unix_s.saturating_sub(age_max) {
         return Err(format!("invalid: created_at is more than {age_max} seconds ago"));
     }
+    if let Some(kept) = limits.kept_ages.iter().find(|kept| !kept.keeps(event, unix_s)) {
+        let (age_max, kind) = (kept.age_s_max, event.kind().0);
+        return Err(format!(
+            "invalid: created_at is more than {age_max} seconds ago, and events of kind {kind} are kept no longer"
+        ));
+    }
     let ahead_max = limits.created_at_ahead_s_max;
     if ahead_max > 0 && event.created_at() > unix_s.saturating_add(ahead_max) {
         return Err(format!("invalid: created_at is more than {ahead_max} seconds ahead"));

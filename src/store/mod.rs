@@ -88,7 +88,7 @@ pub use readers::{GatherJob, ReadJob, Readers, ReadersHandle};
 pub use records::{Gathered, Gathering, RECORD_BYTES, Records};
 pub use repair::Repaired;
 pub use replaced::Replaced;
-pub use retention::{Keep, Pass, Retention, Rule, Surplus};
+pub use retention::{Erasure, Keep, Pass, Retention, Rule, Surplus};
 pub use scan::{Scan, SliceBudget};
 pub use schema::{CREATED_AT_MAX, SCHEMA_VERSION};
 pub use writer::{CommitSink, CommitStats, Writer, WriterHandle, WriterOptions};

@@ -337,6 +337,15 @@ fn keep_or_take(
     room
 }
 
+/// What a rule of a running relay has had erased at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erasure {
+    /// So many events.
+    pub events: u64,
+    /// Bytes of the records that the rule found; a few of the events may have gone before they were erased.
+    pub bytes: u64,
+}
+
 /// The thread that applies the rules of a running relay, pass after pass; the writer erases.
 pub struct Retention {
     stop: flume::Sender<()>,
@@ -344,17 +353,23 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Starts the thread; the first pass begins at once.
+    /// Starts the thread; the first pass begins at once. `observer` is told on it what went by which rule.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn spawn(store: Store, writer: WriterHandle, rules: Vec<Rule>) -> std::io::Result<Self> {
+    pub fn spawn(
+        store: Store,
+        writer: WriterHandle,
+        rules: Vec<Rule>,
+        observer: Box<dyn Fn(Keep, Erasure) + Send>,
+    ) -> std::io::Result<Self> {
         let (stop, stopped) = flume::bounded(1);
         let thread = std::thread::Builder::new().name("retention".into());
         let thread = thread.spawn(move || {
             loop {
                 let pass = store.retain(rules.clone(), unix_now(), false);
-                if let Err(error) = run(pass, &store, &writer, &stopped) {
+                let told = |rule: usize, erasure| observer(rules[rule].keep, erasure);
+                if let Err(error) = run(pass, &store, &writer, &stopped, &told) {
                     let error = store.note(error);
                     tracing::error!(%error, "retention could not go on; it begins again later");
                 }
@@ -384,22 +399,29 @@ fn run(
     store: &Store,
     writer: &WriterHandle,
     stopped: &flume::Receiver<()>,
+    told: &dyn Fn(usize, Erasure),
 ) -> Result<(), StoreError> {
-    let (mut events, mut bytes) = (0, 0);
+    let mut sum = Erasure { events: 0, bytes: 0 };
     loop {
         let began = Instant::now();
         let Some(surplus) = pass.slice(store)? else { break };
+        let (rule, mut erasure) = (surplus.rule, Erasure { events: 0, bytes: surplus.bytes });
         let found = [Doomed::Stored(surplus.events), Doomed::Replaced(surplus.replaced)];
         for doomed in found.into_iter().filter(|doomed| !doomed.is_empty()) {
             let Some(erased) = writer.erase_blocking(doomed) else { return Ok(()) };
-            events += erased?;
+            erasure.events += erased?;
         }
-        bytes += surplus.bytes;
+        if erasure.events > 0 {
+            told(rule, erasure);
+        }
+        sum.events += erasure.events;
+        sum.bytes += erasure.bytes;
         let rest = began.elapsed() * RESTS_PER_SLICE;
         if stopped.recv_timeout(rest) != Err(flume::RecvTimeoutError::Timeout) {
             break;
         }
     }
+    let Erasure { events, bytes } = sum;
     if events > 0 {
         tracing::info!(events, bytes, "retention erased what its rules do not keep");
     }

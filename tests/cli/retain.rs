@@ -42,6 +42,21 @@ fn what_would_go_is_told_and_goes() {
 }
 
 #[test]
+fn what_a_rule_of_age_would_erase_is_not_imported() {
+    let dir = Directory::new();
+    let data = dir.file("data");
+    let events: Vec<_> = (0..3).map(|n| event(1, 1_700_000_000 + n, 7, json!([]), "+")).collect();
+    for arguments in [&["--dry-run"][..], &[]] {
+        let all = [&["import", "--data", &data, "--set", RULES, "--json"], arguments].concat();
+        let report: serde_json::Value =
+            serde_json::from_str(&ok_with(&lines(&events), &all)).unwrap();
+        assert_eq!((&report["imported"], &report["rejected"]), (&json!(0), &json!(3)));
+    }
+    ok_with(&lines(&events), &["import", "--data", &data]);
+    assert_eq!(ok(&["count", "--data", &data, "{}"]), "3\n", "without rules");
+}
+
+#[test]
 fn a_relay_with_rules_applies_them() {
     let dir = Directory::new();
     let data = dir.file("data");

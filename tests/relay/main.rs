@@ -48,6 +48,7 @@ mod nip01_more;
 mod nip45;
 mod nostr_sdk;
 mod recent;
+mod retention;
 #[cfg(feature = "search")]
 mod search;
 mod submits;

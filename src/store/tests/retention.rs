@@ -9,7 +9,7 @@ use super::scan::{build, specs};
 use crate::nostr::event::{Event, Id};
 use crate::relay::ports::Sequence;
 use crate::store::testing::*;
-use crate::store::{Keep, Retention, Rule, Store, Surplus, Writer, WriterOptions};
+use crate::store::{Erasure, Keep, Retention, Rule, Store, Surplus, Writer, WriterOptions};
 
 const NOW: u64 = 10;
 
@@ -193,7 +193,9 @@ fn a_running_relay_applies_its_rules_by_its_writer() {
     let writer = writer.unwrap();
     let old = Rule { kinds: Some(vec![0]), keep: Keep::AgeS(1_000) };
     let rules = vec![Rule { kinds: None, keep: Keep::OfAuthor(3) }, old];
-    let retention = Retention::spawn(store.clone(), writer.handle(), rules).unwrap();
+    let (tell, told) = flume::unbounded();
+    let observer = Box::new(move |keep, erasure| tell.send((keep, erasure)).unwrap());
+    let retention = Retention::spawn(store.clone(), writer.handle(), rules, observer).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let left = || store.info().map(|info| (info.events, info.replaced)).unwrap();
     while left() != (2, 0) {
@@ -202,5 +204,12 @@ fn a_running_relay_applies_its_rules_by_its_writer() {
     }
     retention.close();
     writer.close();
+    let mut sums = [(0, 0); 2];
+    for (keep, Erasure { events, bytes }) in told {
+        let sum = &mut sums[usize::from(matches!(keep, Keep::AgeS(_)))];
+        *sum = (sum.0 + events, sum.1 + bytes);
+    }
+    assert_eq!(sums.map(|(events, _)| events), [498, 500]);
+    assert!(sums.iter().all(|(_, bytes)| *bytes > 0));
     assert_sound(&store);
 }
