@@ -104,7 +104,12 @@ async fn read<B: Backend>(connection: Rc<Connection<B>>, shard: Rc<ShardLoop<B>>
                 break;
             }
             match read_once(&connection, &shard) {
-                Ok(Some(next)) => reading = next,
+                Ok(Some((next, drained))) => {
+                    reading = next;
+                    if drained {
+                        break;
+                    }
+                }
                 Ok(None) if waited.is_ok() => break,
                 Ok(None) => return end(&connection, &shard, io::ErrorKind::Other),
                 Err(error) => return end(&connection, &shard, error.kind()),
@@ -176,16 +181,18 @@ fn some_received(received: io::Result<usize>) -> io::Result<Option<usize>> {
     }
 }
 
-/// Reads once into the shard's scratch buffer and hands it over; `None` when nothing was there.
+/// Reads once into the shard's scratch buffer and hands it over; `None` when nothing was there. With it,
+/// whether the buffer had room left, so that a further read would find nothing.
 fn read_once<B: Backend>(
     connection: &Connection<B>,
     shard: &ShardLoop<B>,
-) -> io::Result<Option<Reading>> {
+) -> io::Result<Option<(Reading, bool)>> {
     let mut scratch = shard.scratch.borrow_mut();
     let received =
         connection.socket.try_read(|fd| Ok(recv(fd, &mut scratch[..], RecvFlags::DONTWAIT)?.0));
     let received = some_received(received)?;
-    Ok(received.map(|count| hand_over(connection, shard, &mut scratch[..count])))
+    let drained = received.is_some_and(|count| count < scratch.len());
+    Ok(received.map(|count| (hand_over(connection, shard, &mut scratch[..count]), drained)))
 }
 
 fn hand_over<B: Backend>(
