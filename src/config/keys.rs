@@ -452,6 +452,11 @@ pub const KEYS: &[Key] = &[
         Allowed::Number(1, 1_024),
         "Reads of one socket before the others have their turn.",
     ),
+    key(
+        "tuning.direct_writes_max",
+        Allowed::Number(0, 1_024),
+        "So many writes of one tick are made at once, by a call each; more go to the ring together.",
+    ),
     key("tuning.verify_per_tick_max", Allowed::Number(1, 4_096), "Events verified in one tick."),
     key(
         "tuning.ticks_per_submit_max",

@@ -19,6 +19,7 @@ mod shard_loop;
 mod sockopt;
 pub mod trace;
 mod watched;
+mod writes;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;

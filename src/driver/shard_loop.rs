@@ -5,23 +5,23 @@
 //! runs after the tasks that are ready now: it drains the bus, verifies a bounded number of events and
 //! carries out what the core decided. A connection is flushed once a tick however much was queued for
 //! it, so batching emerges from load and never from a timer. The writes of a tick are begun together and
-//! looked at together when the kernel has had its turn; nearly all are done by then, without a task.
+//! looked at together when the kernel has had its turn; nearly all are done by then, without a task. Where
+//! they are few, each is one call at once instead, since a round of the ring costs more than they do.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+
 use std::time::Duration;
 
 use rustix::net::Shutdown;
 use socket2::SockRef;
 
-use super::backend::{Backend, Socket};
+use super::backend::Backend;
 use super::batches::Batches;
 use super::bus::{Address, FromShard, FromThread, LastWord, Mailbox};
 use super::clock;
@@ -30,6 +30,7 @@ use super::places::{Place, Places};
 use super::queries::Queries;
 use super::record::Recorder;
 use super::watched::watched;
+use super::writes::{Begun, Filled};
 use super::{Observe, listener, memory, sockopt};
 use crate::nostr::Event;
 use crate::relay::ports::{Chunk, CommitBatch, Counting, Query, Submission, Verdict};
@@ -37,7 +38,6 @@ use crate::relay::{
     Admission, Arrival, ConnectionKey, Effect, Now, Proxies, ScanKey, Shard, Tuning,
 };
 use crate::store::{ReadersHandle, Store, StoreError, WriterHandle};
-use crate::wire::batch::Batch;
 
 /// Connections beyond the most allowed that are told so; further ones are closed unheard.
 const REFUSED_MAX: usize = 64;
@@ -64,14 +64,11 @@ pub struct Parts {
     pub(super) recorder: Option<Recorder>,
 }
 
-/// A write that was begun, and whose it is.
-type Begun<B> = (Rc<Connection<B>>, <<B as Backend>::Socket as Socket>::Sending);
-
 /// See the module.
 pub struct ShardLoop<B: Backend> {
-    core: RefCell<Shard>,
+    pub(super) core: RefCell<Shard>,
     /// The time of this turn.
-    now: Cell<Now>,
+    pub(super) now: Cell<Now>,
     /// The thread may have waited since it last looked at the clock.
     has_waited: Cell<bool>,
     pub(super) number: usize,
@@ -88,9 +85,11 @@ pub struct ShardLoop<B: Backend> {
     connections: RefCell<Vec<Option<Rc<Connection<B>>>>>,
     queries: RefCell<Queries>,
     pub(super) scratch: RefCell<Vec<u8>>,
-    batches: RefCell<Batches>,
+    pub(super) batches: RefCell<Batches>,
+    /// What is to be written as soon as it is known to how many; at most one a connection.
+    pub(super) filled: RefCell<Vec<Filled<B>>>,
     /// Writes begun since the kernel last had its turn; at most one a connection.
-    begun: RefCell<Vec<Begun<B>>>,
+    pub(super) begun: RefCell<Vec<Begun<B>>>,
     /// Verified events that the writer has not been given yet.
     submitting: RefCell<Vec<Submission>>,
     /// Ticks since the first of them, at most `tuning.ticks_per_submit_max`.
@@ -137,6 +136,7 @@ impl<B: Backend> ShardLoop<B> {
             queries: RefCell::new(Queries::new(parts.store, parts.read, address)),
             scratch: RefCell::new(vec![0; parts.tuning.scratch_bytes as usize]),
             batches: RefCell::default(),
+            filled: RefCell::default(),
             begun: RefCell::default(),
             submitting: RefCell::default(),
             ticks_unsubmitted: Cell::default(),
@@ -159,7 +159,7 @@ impl<B: Backend> ShardLoop<B> {
             shard.begin_turn();
             loop {
                 let more = shard.tick();
-                if B::WRITES_AT_ONCE {
+                if !shard.is_sending() {
                     shard.end_writes();
                     // No tick need follow, and the end of a write may be the end of its connection.
                     shard.act();
@@ -408,7 +408,9 @@ impl<B: Backend> ShardLoop<B> {
     fn act(self: &Rc<Self>) {
         let now = self.now.get();
         loop {
-            let Some(effect) = self.core.borrow_mut().poll_effect() else { return };
+            let Some(effect) = self.core.borrow_mut().poll_effect() else {
+                return self.begin_writes();
+            };
             match effect {
                 Effect::Submit(submission) => self.submitting.borrow_mut().push(submission),
                 Effect::StartScan(key, query) => self.start_scan(key, query, None),
@@ -421,7 +423,7 @@ impl<B: Backend> ShardLoop<B> {
                 Effect::Admit(key, client) => self.admit(key, client),
                 Effect::Write(key) => {
                     if let Some(connection) = self.connection(key) {
-                        self.begin_write(connection, now);
+                        self.fill(connection, now);
                     }
                 }
                 Effect::ResumeRead(key) => {
@@ -439,53 +441,6 @@ impl<B: Backend> ShardLoop<B> {
                 Effect::Release { key, reset } => self.release(key, reset),
             }
         }
-    }
-
-    /// Begins to write what waits for a connection, if anything does.
-    fn begin_write(&self, connection: Rc<Connection<B>>, now: Now) {
-        let mut batch = self.take_batch();
-        if self.core.borrow_mut().fill(connection.key, &mut batch, now) {
-            let sending = connection.socket.begin_send(batch);
-            self.begun.borrow_mut().push((connection, sending));
-        } else {
-            self.return_batch(batch);
-        }
-    }
-
-    fn has_begun_writes(&self) -> bool {
-        !self.begun.borrow().is_empty()
-    }
-
-    /// Looks at the writes that were begun. Where a socket did not take all, a task goes on; where more
-    /// has come to wait, the next write begins.
-    fn end_writes(self: &Rc<Self>) {
-        let now = self.now.get();
-        let mut ended = self.begun.take();
-        for (connection, mut sending) in ended.drain(..) {
-            let polled = Pin::new(&mut sending).poll(&mut Context::from_waker(Waker::noop()));
-            match polled {
-                Poll::Ready((Ok(count), batch)) if count == batch.left() => {
-                    self.return_batch(batch);
-                    let mut core = self.core.borrow_mut();
-                    core.handle_progress(connection.key, count, now);
-                    let more = core.handle_written(connection.key, now);
-                    drop(core);
-                    if more {
-                        self.begin_write(connection, now);
-                    }
-                }
-                Poll::Ready(sent) => {
-                    let begun = std::future::ready(sent);
-                    self.spawn(connection::write(connection, self.clone(), begun));
-                }
-                Poll::Pending => {
-                    self.spawn(connection::write(connection, self.clone(), sending));
-                }
-            }
-        }
-        let mut begun = self.begun.borrow_mut();
-        ended.append(&mut begun);
-        *begun = ended;
     }
 
     fn ask_unacked(&self, key: ConnectionKey) {
@@ -567,17 +522,10 @@ impl<B: Backend> ShardLoop<B> {
         let used = connections.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         connections.truncate(used);
         connections.shrink_to_fit();
+        self.filled.borrow_mut().shrink_to_fit();
         self.begun.borrow_mut().shrink_to_fit();
         self.queries.borrow_mut().shrink_to_fit();
         self.batches.take();
         memory::give_back();
-    }
-
-    pub(super) fn take_batch(&self) -> Box<Batch> {
-        self.batches.borrow_mut().take(self.tuning.batch_shape())
-    }
-
-    pub(super) fn return_batch(&self, batch: Box<Batch>) {
-        self.batches.borrow_mut().put(batch);
     }
 }

@@ -38,6 +38,8 @@ pub struct Tuning {
     pub receive_bytes: u32,
     /// Reads of one socket before the others have their turn.
     pub reads_per_turn_max: u32,
+    /// So many writes of one tick are made at once, by a call each; more go to the ring together.
+    pub direct_writes_max: u32,
     /// Events verified in one tick.
     pub verify_per_tick_max: u32,
     /// While more events wait for their verification, the verified ones of so many ticks are handed to the
@@ -82,6 +84,8 @@ impl Default for Tuning {
             scratch_bytes: 64 << 10,
             receive_bytes: 4 << 10,
             reads_per_turn_max: 2,
+            // From some sixteen on the ring is cheaper.
+            direct_writes_max: 4,
             // About 160 µs.
             verify_per_tick_max: 4,
             // The first waits for two to three milliseconds of work. Fewer make smaller commits, and so

@@ -103,7 +103,7 @@ pub trait Socket: AsFd + 'static {
 }
 
 /// One `sendmsg(2)` that does not wait; a peer that is gone is an error, not a signal.
-fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> io::Result<usize> {
+pub(super) fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> io::Result<usize> {
     let slices: Vec<IoSlice<'_>> = batch.unwritten().map(IoSlice::new).collect();
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     Ok(sendmsg(fd, &slices, &mut SendAncillaryBuffer::default(), flags)?)
