@@ -54,6 +54,9 @@ pub struct CompareArgs {
     /// Events of the generated file
     #[arg(long, value_name = "N")]
     pub events: Option<u32>,
+    /// Keys that sign them: the fewer, the more events a query by author finds
+    #[arg(long, value_name = "N")]
+    pub authors: Option<u32>,
     /// Where data directories are made
     #[arg(long, value_name = "DIR")]
     pub data_root: Option<PathBuf>,
@@ -174,6 +177,7 @@ fn plan(args: &CompareArgs, known: &mut Known) -> anyhow::Result<Plan> {
     }
     plan.rounds = args.rounds.unwrap_or(plan.rounds);
     plan.events = args.events.unwrap_or(plan.events);
+    plan.authors = args.authors.unwrap_or(plan.authors);
     plan.data_root = args.data_root.clone().or(plan.data_root);
     if args.syscalls {
         plan.run.iter_mut().for_each(Run::count_syscalls);
@@ -252,8 +256,10 @@ impl Course {
 
     fn generate(&self) -> anyhow::Result<()> {
         let events = self.known.fill("{events}")?;
-        let (count, seed) = (self.plan.events.to_string(), self.plan.seed.to_string());
-        let arguments = ["gen", "--count", &count, "--seed", &seed, "--out", &events];
+        let Plan { events: count, seed, authors, .. } = &self.plan;
+        let [count, seed, authors] = [count.to_string(), seed.to_string(), authors.to_string()];
+        let arguments =
+            ["gen", "--count", &count, "--seed", &seed, "--authors", &authors, "--out", &events];
         let (code, report, errors) = self.generator(&arguments.map(str::to_owned))?;
         ensure!(code == Some(0), "gen: {report} {errors}");
         Ok(())

@@ -14,6 +14,9 @@ pub struct Plan {
     pub events: u32,
     #[serde(default = "one")]
     pub seed: u64,
+    /// Keys that sign them; a few write most.
+    #[serde(default = "thousand")]
+    pub authors: u32,
     pub server_cpus: Vec<usize>,
     pub generator_cpus: Vec<usize>,
     /// Where data directories are made; the system's directory for temporary files if it is not said.
@@ -31,6 +34,10 @@ pub struct Plan {
 
 fn one() -> u64 {
     1
+}
+
+fn thousand() -> u32 {
+    1000
 }
 
 fn twenty() -> u64 {
