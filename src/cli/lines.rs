@@ -87,7 +87,8 @@ fn feed(
 ) {
     let mut line = 0;
     loop {
-        let mut chunk = RawChunk { lines: Vec::new(), bytes: 0, failed: None };
+        let mut chunk =
+            RawChunk { lines: Vec::with_capacity(CHUNK_LINES_MAX), bytes: 0, failed: None };
         let more = fill(&mut input, &mut chunk, &mut line);
         let failed = chunk.failed.take();
         if chunk.bytes > 0 {

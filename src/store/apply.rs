@@ -48,6 +48,7 @@ pub(super) fn apply(
         check_storable(submission.event.view())?;
     }
     let mut transaction = Transaction::begin(environment)?;
+    transaction.expect_events(batch.len());
     let mut out = CommitBatch {
         verdicts: Vec::with_capacity(batch.len()),
         stored: Vec::with_capacity(batch.len()),

@@ -70,6 +70,15 @@ impl<'e> Transaction<'e> {
         })
     }
 
+    /// Makes room for the entries of so many new events, so that they are not moved as they grow.
+    pub fn expect_events(&mut self, count: usize) {
+        let HeldBack { time, author_kind, kind, tag, expire: _ } = &mut self.held_back;
+        time.reserve(count);
+        author_kind.reserve(count);
+        kind.reserve(count);
+        tag.reserve(count);
+    }
+
     /// Makes everything durable. A transaction that changed nothing costs no sync. One that adds events
     /// leaves some of the map to those that erase.
     pub fn commit(mut self) -> Result<Gone, StoreError> {
