@@ -102,7 +102,9 @@ impl Store {
         }
         let mut copied = look(beside.dir(), options);
         if matches!(copied, Err(StoreError::Schema { found: migrate::FROM, .. })) {
-            drop(Environment::open(beside.dir(), options, Mode::ReadWrite)?);
+            let environment = Environment::open(beside.dir(), options, Mode::ReadWrite)?;
+            migrate::go_on(&environment, beside.dir())?;
+            drop(environment);
             copied = look(beside.dir(), options);
         }
         let copied = copied.map_err(|error| match error {

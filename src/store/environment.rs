@@ -176,7 +176,8 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Opens `dir`; in [`Mode::ReadWrite`] an empty directory becomes a store.
+    /// Opens `dir`; in [`Mode::ReadWrite`] an empty directory becomes a store. One of an older schema is not to be
+    /// used before [`migrate::go_on`] is done.
     pub fn open(dir: &Path, options: &Options, mode: Mode) -> Result<Self, StoreError> {
         let located = |error: StoreError| error.in_directory(dir, options.map_bytes_max);
         let env = open_env(dir, options, mode).map_err(|error| located(error.into()))?;
@@ -185,23 +186,7 @@ impl Environment {
             Mode::ReadOnly => find(&env, dir),
         }
         .map_err(located)?;
-        let environment = Self::new(env, &tables, hash_key);
-        if mode == Mode::ReadWrite {
-            migrate::go_on(&environment, dir).map_err(located)?;
-        }
-        Ok(environment)
-    }
-
-    /// As [`Environment::open`] for writing, but what is to be migrated is left after some chunks.
-    #[cfg(test)]
-    pub fn interrupted(dir: &Path, options: &Options, chunks: usize) -> Result<Self, StoreError> {
-        let env = open_env(dir, options, Mode::ReadWrite)?;
-        let (tables, hash_key) = create(&env, dir)?;
-        let environment = Self::new(env, &tables, hash_key);
-        for _ in 0..chunks {
-            migrate::chunk(&environment)?;
-        }
-        Ok(environment)
+        Ok(Self::new(env, &tables, hash_key))
     }
 
     fn new(env: Env<WithoutTls>, tables: &Tables, hash_key: [u8; 16]) -> Self {
@@ -276,14 +261,19 @@ impl Environment {
         })
     }
 
-    /// The record an index entry points to; that there is none is damage.
+    /// The record an index entry points to.
+    ///
+    /// # Errors
+    /// As [`Self::event`], also when there is none.
     pub fn indexed<'t>(
         &self,
         txn: &'t RoTxn<'_>,
         seq: Sequence,
     ) -> Result<EventView<'t>, StoreError> {
-        self.event(txn, seq)?
-            .ok_or_else(|| StoreError::Damaged(format!("an index names event {seq}: not stored")))
+        self.event(txn, seq)?.ok_or_else(|| {
+            self.isolated.meet(seq);
+            StoreError::Record { sequence: seq }
+        })
     }
 }
 
@@ -347,6 +337,7 @@ fn create(env: &Env<WithoutTls>, dir: &Path) -> Result<(Tables, [u8; 16]), Store
     let meta: Table = env.create_database(&mut txn, Some("meta"))?;
     if let Some(found) = meta.get(&txn, META_SCHEMA)?.map(number).transpose()? {
         if found == migrate::FROM {
+            migrate::expect_readable(env, &txn)?;
             // A build that knows only the older tables must not take half of them for all.
             meta.put(&mut txn, META_MIGRATING, &[])?;
             meta.put(&mut txn, META_SCHEMA, &SCHEMA_VERSION.to_be_bytes())?;

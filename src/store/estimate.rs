@@ -144,13 +144,17 @@ impl Probe<'_, '_> {
     fn entries_of_authors(&mut self, most: u64) -> Result<u64, StoreError> {
         let filter = self.filter;
         let authors = filter.authors.as_deref().expect("a way by author");
-        let probed = authors.len().min(PROBE_RANGES_MAX / KINDS_OF_AUTHOR);
-        let most_each = (most / (probed * KINDS_OF_AUTHOR) as u64).max(2);
+        let probed = authors.len().clamp(1, PROBE_RANGES_MAX / KINDS_OF_AUTHOR);
+        let kinds_each = PROBE_RANGES_MAX / probed;
+        let most_each = (most / PROBE_RANGES_MAX as u64).max(2);
         let mut sum = 0u64;
         for nth in 0..probed {
-            let author = first_bytes(&authors[nth * authors.len() / probed]);
-            let mut kinds = Kinds::all();
-            for _ in 0..KINDS_OF_AUTHOR {
+            let Some(author) = authors.get(nth * authors.len() / probed) else { break };
+            let (author, mut kinds) = (first_bytes(author), Kinds::all());
+            for _ in 0..kinds_each {
+                if kinds.is_done() {
+                    break;
+                }
                 self.examined += 1;
                 let kind =
                     kinds.step(self.environment, self.txn, author, filter.kinds.as_deref())?;
@@ -158,8 +162,12 @@ impl Probe<'_, '_> {
                 let source = Source::author_kind(author, kind, 0);
                 sum = sum.saturating_add(self.entries_of(&source, most_each)?);
             }
+            if !kinds.is_done() {
+                // The greatest part may be of a kind that was not looked at.
+                sum = sum.max(most);
+            }
         }
-        Ok(sum.saturating_mul(authors.len() as u64) / probed.max(1) as u64)
+        Ok(sum.saturating_mul(authors.len() as u64) / probed as u64)
     }
 
     fn entries_of(&mut self, source: &Source, most: u64) -> Result<u64, StoreError> {
@@ -207,9 +215,10 @@ impl Kinds {
         author: [u8; 8],
         kinds: Option<&[u16]>,
     ) -> Result<Option<u16>, StoreError> {
-        let Some(mut least) = self.least.take() else { return Ok(None) };
+        let Some(mut least) = self.least else { return Ok(None) };
         if let Some(kinds) = kinds {
             let Some(kind) = kinds.get(kinds.partition_point(|kind| *kind < least)) else {
+                self.least = None;
                 return Ok(None);
             };
             least = *kind;
@@ -217,6 +226,7 @@ impl Kinds {
         let from: [u8; 10] = join(&[&author, &least.to_be_bytes()]);
         let found = environment.tables.author_kind.get_greater_than_or_equal_to(txn, &from)?;
         let Some((key, _)) = found.filter(|(key, _)| key.starts_with(&author)) else {
+            self.least = None;
             return Ok(None);
         };
         let kind = key.get(8..10).and_then(|kind| kind.try_into().ok()).map(u16::from_be_bytes);

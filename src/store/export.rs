@@ -82,7 +82,7 @@ impl Store {
 
 impl Store {
     /// The newest visible events: `events_max` at most, whose records have `bytes_max` bytes at most. Fewer
-    /// where many hidden ones lie between them, or a record is damaged.
+    /// where many hidden or damaged ones lie between them.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -100,20 +100,21 @@ impl Store {
             let suffix = suffix_of(entry?.0)?.turned();
             let sequence = suffix.seq();
             let event = match environment.indexed(&txn, sequence) {
-                Err(StoreError::Record { .. }) => continue,
-                Err(error @ StoreError::Damaged(_)) => {
-                    tracing::error!(%error, "the newest events are read up to there");
+                Err(StoreError::Record { .. }) => None,
+                event => Some(event?),
+            };
+            let is_visible =
+                |event: &EventView<'_>| visible::is_visible(&environment, &txn, *event, now);
+            let event = match event {
+                Some(event) if is_visible(&event)? => event,
+                _ if looked_at < HIDDEN_FACTOR * events_max => continue,
+                _ => {
                     newest.rest = Some(suffix.parts());
                     break;
                 }
-                event => event?,
             };
-            let is_hidden = !visible::is_visible(&environment, &txn, event, now)?;
-            if is_hidden && looked_at < HIDDEN_FACTOR * events_max {
-                continue;
-            }
             bytes += event.record().len();
-            if is_hidden || newest.events.len() == events_max || bytes > bytes_max {
+            if newest.events.len() == events_max || bytes > bytes_max {
                 newest.rest = Some(suffix.parts());
                 break;
             }

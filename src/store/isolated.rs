@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use crate::nostr::Id;
 use crate::relay::ports::Sequence;
 
 /// Records remembered; beyond that the data file is beyond counting.
@@ -18,21 +19,41 @@ const TOLD_MAX: usize = 20;
 /// The damaged records met since the store was opened.
 #[derive(Debug, Default)]
 pub(super) struct Isolated {
-    met: Mutex<BTreeSet<Sequence>>,
+    met: Mutex<BTreeSet<Record>>,
+}
+
+/// Which one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Record {
+    Stored(Sequence),
+    Archived(Id),
 }
 
 impl Isolated {
-    /// Notes a record, and tells the operator if it is a new one.
+    /// Notes a stored event's, and tells the operator if it is a new one.
     pub fn meet(&self, seq: Sequence) {
+        self.note(Record::Stored(seq));
+    }
+
+    /// Notes that of an archived version likewise.
+    pub fn meet_archived(&self, id: &Id) {
+        self.note(Record::Archived(*id));
+    }
+
+    fn note(&self, record: Record) {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        if met.len() == REMEMBERED_MAX || !met.insert(seq) {
+        if met.len() == REMEMBERED_MAX || !met.insert(record) {
             return;
         }
         let records = met.len();
         drop(met);
         if records <= TOLD_MAX {
+            let which = match record {
+                Record::Stored(sequence) => format!("number {sequence}"),
+                Record::Archived(id) => format!("{}, archived", faster_hex::hex_string(&id)),
+            };
             tracing::error!(
-                event = seq,
+                event = which,
                 records,
                 "a stored event is damaged and left out of every answer: `rheostr check` says more, \
                  `rheostr check --repair` mends"

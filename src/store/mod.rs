@@ -219,6 +219,12 @@ impl Store {
             beside::remove(&dir.join(copies::REBUILD));
         }
         let environment = Environment::open(dir, options, mode)?;
+        if mode == Mode::ReadWrite && migrate::is_under_way(&environment)? {
+            // Somebody of an older build who reads would find less and less.
+            let _alone = migrate::Alone::with(&files, dir)?;
+            migrate::go_on(&environment, dir)
+                .map_err(|error| error.in_directory(dir, options.map_bytes_max))?;
+        }
         let shared = Shared {
             dir: dir.into(),
             options: options.clone(),
@@ -427,7 +433,8 @@ impl Store {
         Ok(())
     }
 
-    /// Records that were found damaged since the store was opened, and are served no more.
+    /// Stored events and archived versions that were found damaged since the store was opened, or opened anew after an
+    /// error of the disk, 10,000 at most: they are served no more.
     ///
     /// # Errors
     /// When the environment is lost.

@@ -7,8 +7,8 @@ use super::schema::{Hasher, Suffix, join, tag_prefix};
 use crate::nostr::Filter;
 use crate::nostr::event::Pubkey;
 
-/// Ranges one list of a filter may be made of, and the products of lists of a whole query: 32 bytes
-/// each, plus as much in the merge.
+/// Ranges one list of a filter may be made of, and the products of lists of a whole query, those of authors and the
+/// kinds they have written among them: 32 bytes each, plus as much in the merge.
 pub(super) const SOURCES_MAX: usize = 16_384;
 
 /// Tags of a filter that are considered, those with the fewest values.

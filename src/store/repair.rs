@@ -5,7 +5,8 @@
 //! 1. Tombstones and vanished keys are taken over: nothing else says what they say.
 //! 2. The events follow in their order and with their sequence numbers, by the rules they came in
 //!    by ([`super::apply`]). So every index, mark and deletion is what follows from them. A record is
-//!    made from its JSON; where that is not what was signed, the event is left out.
+//!    made from its JSON; where that is not what was signed, the event is left out. High-water marks whose version is
+//!    gone are taken over first: what they beat does not come back.
 //! 3. High-water marks without a stored version are taken over where they say more.
 //! 4. Archived versions come by the same rules. One that nothing is known to replace any more is stored: it is
 //!    the newest that could be read.
@@ -110,6 +111,7 @@ impl Repair<'_> {
             Repair { old, txn: &txn, new: &new, terms, last_key: 0, repaired: Repaired::default() };
         repair.meta()?;
         repair.tombstones()?;
+        repair.empty_marks()?;
         repair.events(progress)?;
         repair.marks()?;
         repair.archive()?;
@@ -321,6 +323,24 @@ impl Repair<'_> {
         let mut txn = self.new.env.write_txn()?;
         let last = told.min(SEQUENCE_MAX).max(self.last_key);
         self.new.tables.meta.put(&mut txn, META_LAST_SEQUENCE, &last.to_be_bytes())?;
+        Ok(txn.commit()?)
+    }
+
+    /// The marks of addresses whose newest version is gone, before the events: or an older version would take its
+    /// place.
+    fn empty_marks(&mut self) -> Result<(), StoreError> {
+        let mut txn = self.new.env.write_txn()?;
+        for (number, entry) in self.old.tables.replace.iter(self.txn)?.enumerate() {
+            let (key, value) = entry?;
+            let mark = Mark::decode(value).filter(|_| Address::try_from(key).is_ok());
+            if mark.is_some_and(|mark| mark.seq == 0) {
+                self.new.tables.replace.put(&mut txn, key, value)?;
+            }
+            if number % COMMIT_ENTRIES == COMMIT_ENTRIES - 1 {
+                txn.commit()?;
+                txn = self.new.env.write_txn()?;
+            }
+        }
         Ok(txn.commit()?)
     }
 

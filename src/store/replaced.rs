@@ -153,8 +153,7 @@ impl Replaced {
                 return Ok(true);
             }
             let Some(event) = unseal(ARCHIVED, value).and_then(EventView::new) else {
-                let id = faster_hex::hex_string(key.id());
-                tracing::error!(id, "an archived version is damaged and left out");
+                environment.isolated.meet_archived(key.id());
                 continue;
             };
             let is_meant = self.filters.iter().any(|filter| filter.matches(event))

@@ -31,7 +31,7 @@ use super::cursor::Cursor;
 use super::environment::Environment;
 use super::error::StoreError;
 use super::estimate::{Kinds, choose};
-use super::plan::{Index, SOURCES_MAX, Source, Way, bounds, first_bytes};
+use super::plan::{Index, SOURCES_MAX, Source, Way, bounds, first_bytes, ways};
 use super::ranked::Ranked;
 use super::schema::Suffix;
 use super::transaction::find;
@@ -435,13 +435,19 @@ impl Scan {
         let finding = self.finding.get_or_insert(Finding { first, author: 0, kinds: Kinds::all() });
         let FilterScan { filter, under, .. } = &self.filters[self.planned];
         let authors = filter.authors.as_deref().unwrap_or_default();
-        let author = |nth| match under {
+        let author_at = |nth| match under {
             Some(first) => (nth == 0).then_some(*first),
             None => authors.get(nth).map(first_bytes),
         };
-        while let Some(author) = author(finding.author) {
+        while let Some(author) = author_at(finding.author) {
             if left.entries == 0 {
                 return Ok(false);
+            }
+            // Keys that begin alike have one range together.
+            let again = finding.author.checked_sub(1).and_then(author_at) == Some(author);
+            if again {
+                finding.author += 1;
+                continue;
             }
             let kind = finding.kinds.step(environment, txn, author, filter.kinds.as_deref())?;
             self.sources.extend(kind.map(|kind| Source::author_kind(author, kind, number)));
@@ -450,11 +456,13 @@ impl Scan {
             }
             self.examined += 1;
             left.take(1);
-            if self.sources.len() > SOURCES_MAX {
-                // Somebody writes of thousands of kinds.
+            // Of one key alone there are 65,536 at most, and nobody but the operator asks that way.
+            if self.sources.len() > SOURCES_MAX && under.is_none() {
+                let others = ways(filter, SOURCES_MAX.saturating_sub(finding.first));
+                let way = others.into_iter().find(|way| *way != Way::Author);
                 self.sources.truncate(finding.first);
                 self.finding = None;
-                self.add_sources(Way::Time, environment);
+                self.add_sources(way.unwrap_or(Way::Time), environment);
                 return Ok(true);
             }
         }
@@ -656,14 +664,11 @@ impl<'t> Slice<'t> {
             event => event?,
         };
         let Some(event) = event else {
-            if source.index == Index::Ids {
-                // Looked up in an earlier slice and erased since.
-                return Ok(None);
+            if source.index != Index::Ids {
+                self.environment.isolated.meet(suffix.seq());
             }
-            return Err(StoreError::Damaged(format!(
-                "an index names event {}, which is not stored",
-                suffix.seq()
-            )));
+            // Else it was looked up in an earlier slice and erased since.
+            return Ok(None);
         };
         let visible = if self.any_vanishing {
             visible::is_visible(self.environment, self.txn, event, self.now)?

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::check::check;
 use super::{Options, RelayNames, SliceBudget, Store, Terms};
 use crate::nostr::event::{Event, EventView, Fields, Id, Kind, Pubkey};
-use crate::nostr::{Filter, TagRef, tag};
+use crate::nostr::{Filter, MessageReader, TagRef, tag};
 use crate::relay::ports::{CommitBatch, Query, Submission, Ticket, Verdict};
 
 /// The relay's URL in tests.
@@ -109,6 +110,22 @@ pub fn event(id: Id, author: u8, kind: u16, created_at: u64, tags: &[[&str; 2]])
         "id": hex(&id), "pubkey": hex(&key(author)), "created_at": created_at, "kind": kind,
         "tags": tags, "content": "c", "sig": "00".repeat(64),
     }))
+}
+
+/// An event whose id is the hash of it, as the relay makes its record.
+pub fn hashed(author: u8, kind: u16, created_at: u64, tags: &[[&str; 2]]) -> Event {
+    let pubkey = hex(&key(author));
+    let canonical = json!([0, pubkey, created_at, kind, tags, "c"]).to_string();
+    let event = json!({
+        "id": hex(&Sha256::digest(canonical)), "pubkey": pubkey, "created_at": created_at,
+        "kind": kind, "tags": tags, "content": "c", "sig": "00".repeat(64),
+    });
+    read(&event)
+}
+
+fn read(event: &Value) -> Event {
+    let mut text = event.to_string().into_bytes();
+    MessageReader::default().read_event(&mut text).unwrap().event().clone()
 }
 
 /// An id that begins with `rank`, so that ranks order ties.

@@ -246,7 +246,8 @@ impl<'e> Transaction<'e> {
                 return Ok(());
             }
         }
-        Err(StoreError::Damaged(format!("event {seq} has no id entry")))
+        tracing::error!(event = seq, "an event that is erased had no id entry");
+        Ok(())
     }
 
     fn delete_index_entries(
@@ -267,10 +268,11 @@ impl<'e> Transaction<'e> {
         for prefix in &self.prefixes {
             found &= tables.tag.delete(txn, &tag_key(prefix, &keys.suffix))?;
         }
-        if found {
-            return Ok(());
+        if !found {
+            // What was missing is no more missing.
+            tracing::error!(event = seq, "an event that is erased lacked an index entry");
         }
-        Err(StoreError::Damaged(format!("event {seq} lacks an index entry")))
+        Ok(())
     }
 
     fn put_held_back(&mut self) -> Result<(), StoreError> {
@@ -294,7 +296,14 @@ pub(super) fn append_record(
     scratch: &mut Vec<u8>,
 ) -> Result<(), StoreError> {
     seal(seq, record, scratch);
-    Ok(table.put_with_flags(txn, PutFlags::APPEND, &seq.to_be_bytes(), scratch)?)
+    match table.put_with_flags(txn, PutFlags::APPEND, &seq.to_be_bytes(), scratch) {
+        // A key that a disk has changed may be the last.
+        Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => {
+            let once = PutFlags::NO_OVERWRITE;
+            Ok(table.put_with_flags(txn, once, &seq.to_be_bytes(), scratch)?)
+        }
+        put => Ok(put?),
+    }
 }
 
 /// Puts rows in key order, without those of events in `gone`. `short` makes the sequence of what a key ends in.

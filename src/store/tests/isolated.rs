@@ -7,7 +7,7 @@ use crate::nostr::{EventView, Filter, TagValue};
 use crate::relay::ports::Verdict;
 use crate::store::schema::CHECKSUM_BYTES;
 use crate::store::testing::*;
-use crate::store::{ExportRange, Keep, Rule, Store, Terms};
+use crate::store::{ExportRange, Keep, Options, Rule, Store, Terms};
 
 /// Changes a bit of the content of a stored event, as a disk may.
 fn damage(store: &Store, sequence: u64) {
@@ -142,6 +142,58 @@ fn what_is_erased_in_the_background_goes_on_beside_it() {
 }
 
 #[test]
+fn an_entry_without_its_event_is_passed_over() {
+    let (store, _dir) = store();
+    let events: Vec<Event> = (1..=3u32).map(|n| event(id(1, n), 1, 1, u64::from(n), &[])).collect();
+    apply(&store, &events, 10);
+    let environment = store.environment().unwrap();
+    let mut txn = environment.env.write_txn().unwrap();
+    // A key that a disk has changed: none has what lies under it, and no later one is the greatest.
+    let (key, value) = environment
+        .tables
+        .event
+        .get_greater_than_or_equal_to(&txn, &2u64.to_be_bytes())
+        .unwrap()
+        .map(|(key, value)| (key.to_vec(), value.to_vec()))
+        .unwrap();
+    environment.tables.event.delete(&mut txn, &key).unwrap();
+    environment.tables.event.put(&mut txn, &[0x7f; 8], &value).unwrap();
+    txn.commit().unwrap();
+    assert_eq!(visible_ids(&store, 10), ids_of(&[&events[2], &events[0]]));
+    let next = event(id(1, 4), 1, 1, 4, &[]);
+    let again = verdicts(&store, &[next.clone(), events[1].clone()], 10);
+    assert_eq!(again, [Verdict::Stored, Verdict::Stored]);
+    assert_eq!(visible_ids(&store, 10), ids_of(&[&next, &events[2], &events[1], &events[0]]));
+    assert_eq!(store.damaged_records().unwrap(), 1);
+}
+
+#[test]
+fn what_was_replaced_stays_so_when_the_store_is_repaired() {
+    let dir = Directory::new();
+    let options = Options { map_bytes_max: 1 << 28, ..Options::default() };
+    let store = Store::open(dir.path(), &options).unwrap();
+    let (older, newer) = (hashed(1, 0, 100, &[]), hashed(1, 0, 200, &[]));
+    apply(&store, std::slice::from_ref(&older), 10);
+    let environment = store.environment().unwrap();
+    let mut txn = environment.env.write_txn().unwrap();
+    let key = 1u64.to_be_bytes();
+    let mut value = environment.tables.event.get(&txn, &key).unwrap().unwrap().to_vec();
+    // The checksum alone: what was signed can still be read.
+    value[0] ^= 1;
+    environment.tables.event.put(&mut txn, &key, &value).unwrap();
+    txn.commit().unwrap();
+    drop(environment);
+    let request = hashed(1, 5, 300, &[["e", &hex(newer.view().id())]]);
+    apply(&store, &[newer, request.clone()], 10);
+    assert_eq!(visible_ids(&store, 10), ids_of(&[&request]));
+    drop(store);
+    Store::repair(dir.path(), &options, &terms(), &mut |_| {}).unwrap();
+    let store = Store::open(dir.path(), &options).unwrap();
+    assert_eq!(visible_ids(&store, 10), ids_of(&[&request]));
+    assert_sound(&store);
+}
+
+#[test]
 fn a_damaged_version_in_the_archive_is_left_out_and_goes_with_the_others() {
     let (store, _dir) = store();
     let keeping = Terms { keep_replaced: true, ..terms() };
@@ -169,6 +221,13 @@ fn a_damaged_version_in_the_archive_is_left_out_and_goes_with_the_others() {
     };
     assert_eq!(exported(10), ids_of(&[&versions[1], &versions[2]]));
     assert!(store.check().unwrap().described.iter().any(|line| line.contains("checksum")));
+    assert_eq!((exported(10).len(), store.damaged_records().unwrap()), (2, 1), "told once");
+    // Sent again, it is whole.
+    apply_by(&keeping, &store, &versions[..1], 10);
+    assert_eq!(exported(10), ids_of(&[&versions[0], &versions[1], &versions[2]]));
+    let mut txn = environment.env.write_txn().unwrap();
+    archive.put(&mut txn, &key, &value).unwrap();
+    txn.commit().unwrap();
     // It expires with the others.
     for _ in 0..10 {
         if !store.maintain(600, 1).unwrap().more {

@@ -4,7 +4,8 @@ use heed::RwTxn;
 
 use crate::nostr::event::Event;
 use crate::nostr::{EventView, Filter};
-use crate::store::environment::{Environment, Table};
+use crate::store::check::Rereader;
+use crate::store::environment::{Environment, Hold, Mode, Table, hold_files};
 use crate::store::schema::{META_MIGRATING, META_SCHEMA, SUFFIX_BYTES, Suffix, join, unseal};
 use crate::store::testing::*;
 use crate::store::{Options, SCHEMA_VERSION, Store, StoreError, migrate};
@@ -63,14 +64,13 @@ fn old_entries(store: &Store) -> u64 {
 /// More than two chunks, of every kind of index, and a vanish that has just begun.
 fn furnish(dir: &Directory) -> (Store, Vec<Event>) {
     let store = Store::open(dir.path(), &options()).unwrap();
-    let mut events: Vec<Event> = (0..4_500)
-        .map(|n: u32| {
-            let (author, kind) = (1 + (n % 7) as u8, [1, 7, 30_023][n as usize % 3]);
-            let d = n.to_string();
-            event(id((n * 7 % 251) as u8, n), author, kind, 100 + u64::from(n % 900), &[["d", &d]])
+    let mut events: Vec<Event> = (0..4_500u16)
+        .map(|n| {
+            let (author, kind) = (1 + (n % 7) as u8, [1, 7, 30_023][usize::from(n % 3)]);
+            hashed(author, kind, 100 + u64::from(n % 900), &[["d", &n.to_string()]])
         })
         .collect();
-    events.push(event(id(1, 9_999), 3, 62, 700, &[["relay", URL]]));
+    events.push(hashed(3, 62, 700, &[["relay", URL]]));
     apply(&store, &events, 10);
     assert!(store.maintain(10, 20).unwrap().more);
     (store, events)
@@ -121,7 +121,8 @@ fn what_was_interrupted_is_gone_on_with_and_is_no_older_builds_business() {
     to_version_1(store);
     // As a crash leaves it behind the first chunk.
     {
-        let environment = Environment::interrupted(dir.path(), &options(), 1).unwrap();
+        let environment = Environment::open(dir.path(), &options(), Mode::ReadWrite).unwrap();
+        migrate::chunk(&environment, &mut Rereader::default()).unwrap();
         let txn = environment.env.read_txn().unwrap();
         let version = environment.tables.meta.get(&txn, META_SCHEMA).unwrap();
         assert_eq!(version, Some(&SCHEMA_VERSION.to_be_bytes()[..]), "refused by an older build");
@@ -153,20 +154,77 @@ fn a_backup_of_an_older_build_is_restored() {
     assert_sound(&store);
 }
 
+/// Changes what version 1 holds.
+fn damage_version_1(dir: &Directory, damage: impl FnOnce(Table, &mut RwTxn<'_>)) {
+    #[allow(unsafe_code)]
+    // SAFETY: the directory is the test's own, and nobody has it open.
+    let env = unsafe {
+        let mut open = heed::EnvOpenOptions::new();
+        open.map_size(1 << 28).max_dbs(32).open(dir.path()).unwrap()
+    };
+    let mut txn = env.write_txn().unwrap();
+    let event: Table = env.open_database(&txn, Some(migrate::OLD[0])).unwrap().unwrap();
+    damage(event, &mut txn);
+    txn.commit().unwrap();
+    env.prepare_for_closing().wait();
+}
+
 #[test]
-fn a_record_that_is_none_is_taken_along_for_check_to_tell() {
+fn what_a_disk_had_changed_before_is_not_vouched_for() {
+    let dir = Directory::new();
+    let (store, _) = furnish(&dir);
+    let visible = visible_ids(&store, 10);
+    to_version_1(store);
+    damage_version_1(&dir, |event, txn| {
+        let entries = all(event, txn);
+        // No record at all, and one that is another event's.
+        event.put(txn, &entries[0].0, &[1, 2, 3]).unwrap();
+        let mut record = entries[1].1.clone();
+        let last = record.len() - 2;
+        record[last - 150] ^= 1;
+        event.put(txn, &entries[1].0, &record).unwrap();
+    });
+    let store = Store::open(dir.path(), &options()).unwrap();
+    assert_eq!(store.damaged_records().unwrap(), 2);
+    assert_eq!(visible_ids(&store, 10).len(), visible.len() - 2);
+    let report = store.check().unwrap();
+    assert!(report.described.iter().any(|line| line.contains("event 1: not a record")));
+    assert!(report.described.iter().any(|line| line.contains("event 2: its checksum")));
+    assert_eq!(old_entries(&store), 0);
+    drop(store);
+    let repaired = Store::repair(dir.path(), &options(), &terms(), &mut |_| {}).unwrap();
+    let left_out =
+        |line: &&String| line.contains("not a record") || line.contains("not what was signed");
+    assert_eq!(repaired.described.iter().filter(left_out).count(), 2, "{repaired:?}");
+}
+
+#[test]
+fn what_cannot_be_read_to_its_end_stays_with_the_build_that_wrote_it() {
     let dir = Directory::new();
     let (store, _) = furnish(&dir);
     to_version_1(store);
-    let environment = Environment::interrupted(dir.path(), &options(), 0).unwrap();
-    let mut txn = environment.env.write_txn().unwrap();
-    let event: Table = environment.env.create_database(&mut txn, Some(migrate::OLD[0])).unwrap();
-    let key = event.first(&txn).unwrap().unwrap().0.to_vec();
-    event.put(&mut txn, &key, &[1, 2, 3]).unwrap();
-    txn.commit().unwrap();
-    drop(environment);
+    damage_version_1(&dir, |event, txn| event.put(txn, &[9; 7], &[1]).unwrap());
+    for _ in 0..2 {
+        let error = Store::open(dir.path(), &options()).unwrap_err();
+        assert!(error.to_string().contains("with the build that wrote it"), "{error}");
+        assert!(is_older(Store::open_read_only(dir.path(), &options())));
+    }
+    damage_version_1(&dir, |event, txn| assert!(event.delete(txn, &[9; 7]).unwrap()));
+    assert_sound(&Store::open(dir.path(), &options()).unwrap());
+}
+
+#[test]
+fn nobody_reads_while_it_goes_on() {
+    let dir = Directory::new();
+    let (store, _) = furnish(&dir);
+    to_version_1(store);
+    {
+        let _reader = hold_files(dir.path(), Hold::Shared).unwrap();
+        let error = Store::open(dir.path(), &options()).unwrap_err();
+        assert!(matches!(error, StoreError::Read { .. }), "{error}");
+    }
     let store = Store::open(dir.path(), &options()).unwrap();
-    let report = store.check().unwrap();
-    assert!(report.described.iter().any(|line| line.contains("not a record")), "{report:?}");
-    assert_eq!(old_entries(&store), 0);
+    assert_sound(&store);
+    // Afterwards others may.
+    let _reader = hold_files(dir.path(), Hold::Shared).unwrap();
 }

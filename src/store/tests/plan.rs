@@ -6,6 +6,7 @@ use crate::nostr::event::{Event, Id};
 use crate::nostr::{Filter, TagValue};
 use crate::relay::ports::Query;
 use crate::store::plan::SOURCES_MAX;
+use crate::store::schema::join;
 use crate::store::testing::*;
 use crate::store::{SliceBudget, Store};
 
@@ -143,6 +144,14 @@ fn what_an_author_wrote_is_found_kind_by_kind() {
     let all = Filter { authors: Some(everybody.map(key).collect()), ..Filter::default() };
     let (found, _) = examined(&store, &events, &all);
     assert_eq!(found, 80);
+    // Keys that begin alike have one range.
+    let mut alike: Vec<_> =
+        (0..4_000u16).map(|n| join(&[&key(1)[..30], &n.to_be_bytes()])).collect();
+    alike.push(key(1));
+    alike.sort_unstable();
+    let alike = Filter { authors: Some(alike), ..one.clone() };
+    let (found, entries) = examined(&store, &events, &alike);
+    assert!(found == 41 && entries <= PLANNING + 3 * 41 + 1, "{found} in {entries}");
     // They are found in slices, too, and a slice's budget is kept.
     let mut scan = store.scan(Query { filters: vec![all], limit_max: 500 }).unwrap();
     let budget = SliceBudget { entries: 8, ..WHOLE };
@@ -153,6 +162,23 @@ fn what_an_author_wrote_is_found_kind_by_kind() {
         assert!(scan.examined() - before <= 8 + PLANNING);
     }
     assert_eq!(ids, evaluate(&events, &[Filter::default()], 500));
+}
+
+#[test]
+fn an_author_whose_events_are_of_a_late_kind_is_not_taken_for_a_rare_one() {
+    let (store, _dir) = store();
+    let late = |at: u32| u16::try_from(at % 100).unwrap();
+    let made = |at: u32| match late(at) {
+        n @ 1..=20 => event_at(at, 1, n, &[]),
+        50 => event_at(at, 1, 1_000, &[["t", "rare"]]),
+        _ => event_at(at, 1, 1_000, &[]),
+    };
+    let events: Vec<Event> = (1..MANY).map(made).collect();
+    apply(&store, &events, 10);
+    let filter =
+        Filter { authors: Some(vec![key(1)]), tags: vec![tag(b't', "rare")], ..Filter::default() };
+    let (found, entries) = examined(&store, &events, &filter);
+    assert!(found == 40 && entries <= PLANNING + 100, "{found} in {entries}");
 }
 
 #[test]

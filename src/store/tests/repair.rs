@@ -1,11 +1,9 @@
 //! `repair` makes a damaged store whole, and loses nothing that was signed.
 
 use heed::RwTxn;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
+use crate::nostr::Filter;
 use crate::nostr::event::Event;
-use crate::nostr::{Filter, MessageReader};
 use crate::store::environment::{Hold, Tables, hold_files};
 use crate::store::schema::{ARCHIVED, CHECKSUM_BYTES, checksum};
 use crate::store::testing::*;
@@ -13,22 +11,6 @@ use crate::store::{Options, Repaired, Store, StoreError};
 
 fn options() -> Options {
     Options { map_bytes_max: 1 << 28, ..Options::default() }
-}
-
-/// An event whose id is the hash of it, as the relay makes its record.
-fn hashed(author: u8, kind: u16, created_at: u64, tags: &[[&str; 2]]) -> Event {
-    let pubkey = hex(&key(author));
-    let canonical = json!([0, pubkey, created_at, kind, tags, "c"]).to_string();
-    let event = json!({
-        "id": hex(&Sha256::digest(canonical)), "pubkey": pubkey, "created_at": created_at,
-        "kind": kind, "tags": tags, "content": "c", "sig": "00".repeat(64),
-    });
-    read(&event)
-}
-
-fn read(event: &Value) -> Event {
-    let mut text = event.to_string().into_bytes();
-    MessageReader::default().read_event(&mut text).unwrap().event().clone()
 }
 
 /// Something in every table, and a mark whose version is gone.

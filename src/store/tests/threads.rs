@@ -207,7 +207,7 @@ fn a_damaged_store_fails_the_query_and_not_the_pool() {
     apply(&store, &[event(id(1, 1), 1, 1, 100, &[])], 10);
     let environment = store.environment().unwrap();
     let mut txn = environment.env.write_txn().unwrap();
-    environment.tables.event.clear(&mut txn).unwrap();
+    environment.tables.time.put(&mut txn, &[0xff; 3], &[]).unwrap();
     txn.commit().unwrap();
     let budget = SliceBudget { entries: 1000, bytes: 1 << 20, events: 30, ..WHOLE };
     let readers = Readers::spawn(&store, 1, 4, budget).unwrap();

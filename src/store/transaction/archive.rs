@@ -53,7 +53,12 @@ impl Transaction<'_> {
         let txn = &mut self.txn;
         let once = PutFlags::NO_OVERWRITE;
         match tables.id.put_with_flags(txn, once, key.id(), key.place()) {
-            Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => return Ok(()),
+            Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => {
+                let found = tables.archive.get(txn, &key.0)?;
+                if found.is_some_and(|value| unseal(ARCHIVED, value).is_some()) {
+                    return Ok(());
+                }
+            }
             put => put?,
         }
         seal(ARCHIVED, event.record(), &mut self.record);
@@ -88,11 +93,11 @@ impl Transaction<'_> {
         if let Some(at) = expiration {
             found &= tables.expire.delete(txn, &archive_expire_key(at, key.id()))?;
         }
-        if found {
-            return Ok(());
+        if !found {
+            let id = faster_hex::hex_string(key.id());
+            tracing::error!(id, "an archived version that is erased lacked an entry");
         }
-        let id = faster_hex::hex_string(key.id());
-        Err(StoreError::Damaged(format!("the archived version {id} lacks an entry")))
+        Ok(())
     }
 
     /// Has the background erase what is archived under keys that begin so, a pubkey or an address, up to a
