@@ -58,6 +58,9 @@ pub const ANSWER_BYTES_MAX: usize = 256 << 10;
 /// arrival, as in the store.
 type Rank = (Reverse<u64>, u64, Sequence);
 
+/// Moving so many aside for one that is not the newest takes about as long as a delivery.
+const MOVED_PER_DELIVERY: usize = 1_024;
+
 /// Before every event: nothing is newer.
 const TOP: Rank = (Reverse(u64::MAX), 0, 0);
 
@@ -163,18 +166,21 @@ impl Recent {
         self.remove_all(&gone);
     }
 
-    /// Keeps an event of a commit, unless the commit takes it away again or there are newer ones enough.
-    pub fn keep(&mut self, sequence: Sequence, event: &Event, batch: &CommitBatch) {
+    /// Keeps an event of a commit, unless the commit takes it away again or there are newer ones enough; says how
+    /// many deliveries take as long.
+    pub fn keep(&mut self, sequence: Sequence, event: &Event, batch: &CommitBatch) -> u64 {
         let rank = rank(sequence, event.view());
         if self.floor.is_some_and(|floor| floor < rank)
             || batch.erased.binary_search_by_key(&sequence, |erased| erased.sequence).is_ok()
             || is_covered(event.view(), &batch.vanished)
         {
-            return;
+            return 0;
         }
         let place = self.place(rank);
+        let moved = place.min(self.events.len() - place);
         self.insert(place, sequence, event);
         self.evict();
+        (moved / MOVED_PER_DELIVERY) as u64
     }
 
     /// The result of a query among the events up to `last` that have not expired at `unix_s`, in order;

@@ -459,7 +459,7 @@ impl Shard {
             events += u64::from(matched > 0);
             deliveries += self.worked() - worked;
             self.last_sequence = self.last_sequence.max(*sequence);
-            self.recent.keep(*sequence, event, batch);
+            deliveries += self.recent.keep(*sequence, event, batch);
         }
         if events > 0 {
             self.timings.enqueue.observe(batch.durable_us, self.turn_us, events);

@@ -325,7 +325,9 @@ fn what_is_told_anew_is_all_that_counts() {
     let stored = |number, created_at| (number, event(number, (1, 1, created_at, 2)));
     let batch = |stored, renewed| CommitBatch { stored, renewed, ..CommitBatch::default() };
     let first = batch(vec![stored(1, 10), stored(2, 20)], None);
-    first.stored.iter().for_each(|(number, event)| recent.keep(*number, event, &first));
+    for (number, event) in &first.stored {
+        recent.keep(*number, event, &first);
+    }
     let found = |recent: &Recent, since| {
         let filter = Filter { since, ..Filter::default() };
         let events = recent.answer(&[filter], 10, (Sequence::MAX, 0), &mut 1_000_000);

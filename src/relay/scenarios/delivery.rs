@@ -366,3 +366,20 @@ fn after_a_commit_that_may_have_become_visible_the_newest_events_are_those_told_
     relay.core.handle_commit(&renewed, 0, u64::MAX, relay.now);
     assert_eq!((relay.core.recent.held().0, relay.core.last_sequence), (1, 9));
 }
+
+/// Of old events each has half of the newest moved aside, and a commit may hold a thousand.
+#[test]
+fn a_commit_of_old_events_is_taken_in_parts() {
+    let mut relay = Relay::new(Limits::default());
+    let at = |n: u64| Draft { created_at: 1_000 + n, ..Draft::default() };
+    let commit = |seconds: &mut dyn Iterator<Item = u64>| {
+        let stored = seconds.map(|n| (n, at(n).candidate().event().clone())).collect();
+        CommitBatch { stored, ..CommitBatch::default() }
+    };
+    let newer = commit(&mut (1..3_000).filter(|n| *n != 1_500 && *n != 1_501));
+    assert_eq!(relay.core.handle_commit(&newer, 0, 1, relay.now), None, "each is the newest");
+    let older = commit(&mut (1_500..1_502));
+    assert_eq!(relay.core.handle_commit(&older, 0, 1, relay.now), Some(1));
+    assert_eq!(relay.core.handle_commit(&older, 1, 1, relay.now), None);
+    assert_eq!(relay.core.recent.held().0, 2_999);
+}
