@@ -155,7 +155,7 @@ fn a_backup_of_an_older_build_is_restored() {
 }
 
 /// Changes what version 1 holds.
-fn damage_version_1(dir: &Directory, damage: impl FnOnce(Table, &mut RwTxn<'_>)) {
+fn damage_version_1(dir: &Directory, damage: impl FnOnce(Table, Table, &mut RwTxn<'_>)) {
     #[allow(unsafe_code)]
     // SAFETY: the directory is the test's own, and nobody has it open.
     let env = unsafe {
@@ -164,7 +164,8 @@ fn damage_version_1(dir: &Directory, damage: impl FnOnce(Table, &mut RwTxn<'_>))
     };
     let mut txn = env.write_txn().unwrap();
     let event: Table = env.open_database(&txn, Some(migrate::OLD[0])).unwrap().unwrap();
-    damage(event, &mut txn);
+    let meta: Table = env.open_database(&txn, Some("meta")).unwrap().unwrap();
+    damage(meta, event, &mut txn);
     txn.commit().unwrap();
     env.prepare_for_closing().wait();
 }
@@ -175,7 +176,7 @@ fn what_a_disk_had_changed_before_is_not_vouched_for() {
     let (store, _) = furnish(&dir);
     let visible = visible_ids(&store, 10);
     to_version_1(store);
-    damage_version_1(&dir, |event, txn| {
+    damage_version_1(&dir, |_, event, txn| {
         let entries = all(event, txn);
         // No record at all, and one that is another event's.
         event.put(txn, &entries[0].0, &[1, 2, 3]).unwrap();
@@ -203,13 +204,17 @@ fn what_cannot_be_read_to_its_end_stays_with_the_build_that_wrote_it() {
     let dir = Directory::new();
     let (store, _) = furnish(&dir);
     to_version_1(store);
-    damage_version_1(&dir, |event, txn| event.put(txn, &[9; 7], &[1]).unwrap());
+    damage_version_1(&dir, |_, event, txn| event.put(txn, &[9; 7], &[1]).unwrap());
     for _ in 0..2 {
         let error = Store::open(dir.path(), &options()).unwrap_err();
         assert!(error.to_string().contains("with the build that wrote it"), "{error}");
         assert!(is_older(Store::open_read_only(dir.path(), &options())));
     }
-    damage_version_1(&dir, |event, txn| assert!(event.delete(txn, &[9; 7]).unwrap()));
+    damage_version_1(&dir, |meta, event, txn| {
+        let version = meta.get(txn, META_SCHEMA).unwrap();
+        assert_eq!(version, Some(&1u64.to_be_bytes()[..]), "it may repair it");
+        assert!(event.delete(txn, &[9; 7]).unwrap());
+    });
     assert_sound(&Store::open(dir.path(), &options()).unwrap());
 }
 
