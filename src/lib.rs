@@ -39,7 +39,8 @@
 //!    that is full, in its subscription's own queue.
 //! 10. [`wire::batch`]: at the end of the tick each connection with something to say takes what waits
 //!     into one gather write; small frames are copied, large ones ride along.
-//! 11. `driver::connection`: one write in flight a socket; the next batch gathers behind it.
+//! 11. `driver::writes`: to a few sockets by a call each, to many by the backend together; one write in flight a
+//!     socket, and the next batch gathers behind it.
 //!
 //! A REQ is filed in the index, and then asks for what is stored: the shard's own newest events
 //! ([`relay::recent`]) where these are sure to hold all of it, else [`store::Readers`], slice by slice.

@@ -20,12 +20,15 @@ pub struct Queries {
     scans: BTreeMap<ScanKey, Box<Scan>>,
     /// Those of them whose next slice is wanted, in turn; cancelled ones among them are passed over.
     slices: VecDeque<ScanKey>,
+    /// Those of them for which the readers of searches had no room: they keep nobody else waiting.
+    searches: VecDeque<ScanKey>,
 }
 
 impl Queries {
     /// None yet.
     pub(super) fn new(store: Store, readers: ReadersHandle, address: Address) -> Self {
-        Self { store, readers, address, scans: BTreeMap::new(), slices: VecDeque::new() }
+        let (slices, searches) = (VecDeque::new(), VecDeque::new());
+        Self { store, readers, address, scans: BTreeMap::new(), slices, searches }
     }
 
     /// Begins one, which looks at what was committed up to `filed_at`, or counts it; its first slice is
@@ -63,28 +66,50 @@ impl Queries {
     /// its subscription over and over does not make the line grow.
     pub(super) fn cancel(&mut self, key: ScanKey) {
         self.scans.remove(&key);
-        if self.slices.len() > 2 * self.scans.len() + CANCELLED_SLICES_MAX {
-            self.slices.retain(|waiting| self.scans.contains_key(waiting));
+        for line in [&mut self.slices, &mut self.searches] {
+            if line.len() > 2 * self.scans.len() + CANCELLED_SLICES_MAX {
+                line.retain(|waiting| self.scans.contains_key(waiting));
+            }
         }
     }
 
     /// Hands slices to the readers while they have room; the rest waits for a later tick, which a
-    /// returning slice brings.
+    /// returning slice brings, or the time.
     pub(super) fn ask(&mut self) {
+        while let Some(key) = self.searches.pop_front() {
+            if !self.submit(key) {
+                self.searches.push_front(key);
+                break;
+            }
+        }
         while let Some(key) = self.slices.pop_front() {
-            let Some(scan) = self.scans.remove(&key) else { continue };
-            let address = self.address.clone();
-            let job = ReadJob {
-                scan,
-                deliver: Box::new(move |scan, chunk| {
-                    // A shard that has ended reads no slice.
-                    let _ = address.send(FromThread::Chunk(key, scan, chunk));
-                }),
-            };
-            if let Err(job) = self.readers.try_submit(job) {
-                self.scans.insert(key, job.scan);
+            if self.submit(key) {
+                continue;
+            }
+            if !self.scans[&key].is_to_search() {
                 self.slices.push_front(key);
                 return;
+            }
+            self.searches.push_back(key);
+        }
+    }
+
+    /// False where the readers have no room.
+    fn submit(&mut self, key: ScanKey) -> bool {
+        let Some(scan) = self.scans.remove(&key) else { return true };
+        let address = self.address.clone();
+        let job = ReadJob {
+            scan,
+            deliver: Box::new(move |scan, chunk| {
+                // A shard that has ended reads no slice.
+                let _ = address.send(FromThread::Chunk(key, scan, chunk));
+            }),
+        };
+        match self.readers.try_submit(job) {
+            Ok(()) => true,
+            Err(job) => {
+                self.scans.insert(key, job.scan);
+                false
             }
         }
     }
@@ -92,5 +117,6 @@ impl Queries {
     /// Gives the room of the line back.
     pub(super) fn shrink_to_fit(&mut self) {
         self.slices.shrink_to_fit();
+        self.searches.shrink_to_fit();
     }
 }

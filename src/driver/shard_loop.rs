@@ -163,6 +163,8 @@ impl<B: Backend> ShardLoop<B> {
                     shard.end_writes();
                     // No tick need follow, and the end of a write may be the end of its connection.
                     shard.act();
+                    // It may have freed room for more of a stored query.
+                    shard.queries.borrow_mut().ask();
                 }
                 if !more && !shard.has_begun_writes() {
                     break;

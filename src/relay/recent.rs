@@ -59,7 +59,7 @@ pub const ANSWER_BYTES_MAX: usize = 256 << 10;
 type Rank = (Reverse<u64>, u64, Sequence);
 
 /// Moving so many aside for one that is not the newest takes about as long as a delivery.
-const MOVED_PER_DELIVERY: usize = 1_024;
+pub const MOVED_PER_DELIVERY: u64 = 1_024;
 
 /// Before every event: nothing is newer.
 const TOP: Rank = (Reverse(u64::MAX), 0, 0);
@@ -167,7 +167,7 @@ impl Recent {
     }
 
     /// Keeps an event of a commit, unless the commit takes it away again or there are newer ones enough; says how
-    /// many deliveries take as long.
+    /// many were moved aside for it ([`MOVED_PER_DELIVERY`]).
     pub fn keep(&mut self, sequence: Sequence, event: &Event, batch: &CommitBatch) -> u64 {
         let rank = rank(sequence, event.view());
         if self.floor.is_some_and(|floor| floor < rank)
@@ -180,7 +180,7 @@ impl Recent {
         let moved = place.min(self.events.len() - place);
         self.insert(place, sequence, event);
         self.evict();
-        (moved / MOVED_PER_DELIVERY) as u64
+        moved as u64
     }
 
     /// The result of a query among the events up to `last` that have not expired at `unix_s`, in order;

@@ -25,7 +25,7 @@ use super::planted::{Bug, planted};
 use super::ports::{
     CommitBatch, Counting, Newest, Origin, Query, ScanKey, Sequence, Submission, Ticket, Verdict,
 };
-use super::recent::{LOOKS_PER_TURN, Recent};
+use super::recent::{LOOKS_PER_TURN, MOVED_PER_DELIVERY, Recent};
 use super::session::{
     CloseReason, ConnectionKey, LiveBytes, LiveEvent, Pending, Phase, Session, Subscription,
 };
@@ -448,9 +448,9 @@ impl Shard {
                 }
             }
         }
-        let (mut deliveries, mut events, mut next) = (0, 0, None);
+        let (mut deliveries, mut moved, mut events, mut next) = (0, 0, 0, None);
         for (at, (sequence, event)) in batch.stored.iter().enumerate().skip(from) {
-            if deliveries >= deliveries_max {
+            if deliveries + moved / MOVED_PER_DELIVERY >= deliveries_max {
                 next = Some(at);
                 break;
             }
@@ -459,7 +459,7 @@ impl Shard {
             events += u64::from(matched > 0);
             deliveries += self.worked() - worked;
             self.last_sequence = self.last_sequence.max(*sequence);
-            deliveries += self.recent.keep(*sequence, event, batch);
+            moved += self.recent.keep(*sequence, event, batch);
         }
         if events > 0 {
             self.timings.enqueue.observe(batch.durable_us, self.turn_us, events);

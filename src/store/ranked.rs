@@ -45,7 +45,8 @@ pub(super) struct Ranked {
 
 impl Scan {
     /// Whether its next slice asks the index, which may take long and cannot be interrupted.
-    pub(super) fn is_to_search(&self) -> bool {
+    #[must_use]
+    pub fn is_to_search(&self) -> bool {
         self.ranked.as_ref().is_some_and(|ranked| ranked.priced && ranked.hits.is_none())
     }
 

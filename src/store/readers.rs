@@ -49,6 +49,8 @@ pub struct ReadersHandle {
 /// the last handle is gone.
 pub struct Readers {
     handle: ReadersHandle,
+    /// The other end of the searches' queue.
+    searched: flume::Receiver<Work>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -130,10 +132,11 @@ impl Readers {
         if store.searches() {
             let (store, thread) =
                 (store.clone(), std::thread::Builder::new().name("searcher".into()));
+            let searched = searched.clone();
             started.push(thread.spawn(move || read(&store, &searched, &budget))?);
         }
         let searches = if store.searches() { searches } else { sender.clone() };
-        Ok(Self { handle: ReadersHandle { jobs: sender, searches }, threads: started })
+        Ok(Self { handle: ReadersHandle { jobs: sender, searches }, searched, threads: started })
     }
 
     /// Where to submit jobs.
@@ -146,6 +149,10 @@ impl Readers {
     pub fn close(self) {
         let ReadersHandle { jobs, searches } = &self.handle;
         let searchers = usize::from(!jobs.same_channel(searches));
+        if searchers > 0 {
+            // Each may take long, and nobody waits for any.
+            self.searched.drain().for_each(drop);
+        }
         let readers = self.threads.len() - searchers;
         for queue in
             std::iter::repeat_n(jobs, readers).chain(std::iter::repeat_n(searches, searchers))

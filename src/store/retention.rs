@@ -407,12 +407,19 @@ fn run(
         let Some(surplus) = pass.slice(store)? else { break };
         let (rule, mut erasure) = (surplus.rule, Erasure { events: 0, bytes: surplus.bytes });
         let found = [Doomed::Stored(surplus.events), Doomed::Replaced(surplus.replaced)];
+        let mut failed = None;
         for doomed in found.into_iter().filter(|doomed| !doomed.is_empty()) {
-            let Some(erased) = writer.erase_blocking(doomed) else { return Ok(()) };
-            erasure.events += erased?;
+            match writer.erase_blocking(doomed) {
+                None => return Ok(()),
+                Some(Ok(erased)) => erasure.events += erased,
+                Some(Err(error)) => failed = Some(error),
+            }
         }
         if erasure.events > 0 {
             told(rule, erasure);
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         sum.events += erasure.events;
         sum.bytes += erasure.bytes;

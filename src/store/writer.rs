@@ -196,6 +196,7 @@ impl Writer {
             last_sequence,
             maintained: Instant::now(),
             unsynced: None,
+            owes_renewal: false,
         };
         let dir = state.store.dir().to_owned();
         let thread = thread.spawn(move || state.run()).map_err(StoreError::io(&dir))?;
@@ -244,6 +245,8 @@ struct State {
     maintained: Instant,
     /// When the first commit since the last sync was.
     unsynced: Option<Instant>,
+    /// Whether the shards are still to be told what is stored, after the store was lost.
+    owes_renewal: bool,
 }
 
 /// What comes after a batch.
@@ -426,7 +429,10 @@ impl State {
         self.tell(Some(Failing { reason, since, refused: before + refused }));
         if self.store.is_lost() {
             match self.store.reopen() {
-                Ok(()) => self.renew(),
+                Ok(()) => {
+                    self.owes_renewal = true;
+                    self.renew();
+                }
                 Err(error) => tracing::error!(%error, "the store could not be reopened"),
             }
         }
@@ -435,15 +441,21 @@ impl State {
     /// Tells the shards what is stored, after a commit that LMDB gave up: where its last page can neither be
     /// written nor put back, what failed may be visible.
     fn renew(&mut self) {
+        if !self.owes_renewal {
+            return;
+        }
         let (events, bytes) = (self.options.recent_events_max, self.options.recent_bytes_max);
         let newest = self.store.newest(events, bytes, unix_now());
         match newest.and_then(|newest| Ok((newest, self.store.info()?.last_sequence))) {
             Ok((newest, last_sequence)) => {
                 self.last_sequence = last_sequence;
                 let renewed = Some(newest);
+                self.owes_renewal = false;
                 self.publish(CommitBatch { last_sequence, renewed, ..CommitBatch::default() });
             }
-            Err(error) => tracing::error!(%error, "the newest events could not be read again"),
+            Err(error) => {
+                tracing::error!(%error, "the newest events could not be read again: shards are told later");
+            }
         }
     }
 
@@ -471,11 +483,9 @@ impl State {
 
     /// Looks whether the store takes events again.
     fn prove(&mut self) -> Result<(), StoreError> {
-        let was_lost = self.store.is_lost();
+        self.owes_renewal |= self.store.is_lost();
         self.store.probe()?;
-        if was_lost {
-            self.renew();
-        }
+        self.renew();
         if let Some(Failing { since, refused, .. }) = self.failing.take() {
             let seconds = since.elapsed().as_secs();
             tracing::info!(seconds, refused, "commits succeed again");
@@ -493,6 +503,7 @@ impl State {
     /// Erases one chunk of what is due, also in a full map, where that makes room; answers whether more is.
     fn maintain(&mut self) -> bool {
         self.maintained = Instant::now();
+        self.renew();
         let done = self.prove_if_failing_but_full().and_then(|full| {
             let done = self.store.maintain(unix_now(), MAINTAIN_EVENTS_MAX)?;
             self.publish_erased(done.erased);

@@ -6,7 +6,8 @@
 //! `tuning.receive` says so, the buffer is handed over and comes back, as a batch does in a write.
 //!
 //! Writing hands the batch over and gets it back: the kernel may hold its memory meanwhile. It is begun
-//! for all sockets of a tick before any of it is waited for, so that a ring needs one submit.
+//! for all sockets of a tick before any of it is waited for, so that a ring needs one submit. (To a few sockets the
+//! loop writes by itself: `writes`.)
 
 pub mod epoll;
 #[cfg(feature = "glommio")]

@@ -1,14 +1,14 @@
 //! The writer and the reader pool.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::nostr::{Filter, TagValue};
 use crate::relay::ports::{Chunk, CommitBatch, Erased, Query, Submission, Ticket, Verdict};
 use crate::store::testing::*;
 use crate::store::{
-    CommitSink, CommitStats, Doomed, Options, ReadJob, Readers, Scan, SliceBudget, Store, Writer,
-    WriterOptions,
+    CommitSink, CommitStats, Doomed, Options, ReadJob, Readers, Scan, Search, SliceBudget, Store,
+    StoreError, Writer, WriterOptions,
 };
 
 struct Sink(flume::Sender<Arc<CommitBatch>>);
@@ -152,9 +152,9 @@ fn an_idle_writer_erases_what_vanished() {
     assert_eq!(visible_ids(&store, 10), [id(2, 0)]);
     assert_eq!(store.info().unwrap().events, 451);
     let (writer, _sinks, _) = writer(&store, WriterOptions::default());
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while store.info().unwrap().events > 1 {
-        assert!(std::time::Instant::now() < deadline);
+        assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(5));
     }
     writer.close();
@@ -252,4 +252,68 @@ fn what_is_erased_at_somebodys_word_is_published_between_two_commits() {
     assert_eq!(batches[erasure].last_sequence, 2, "after what it names, before what follows");
     assert_eq!(store.info().unwrap().events, 2);
     assert_sound(&store);
+}
+
+/// A search that takes until it is let go.
+struct Slow {
+    begun: flume::Sender<()>,
+    go: flume::Receiver<()>,
+}
+
+impl Search for Slow {
+    fn cost(&self, _: &Filter) -> Result<u64, StoreError> {
+        Ok(1)
+    }
+    fn search(&self, _: &Filter, _: usize) -> Result<Vec<u64>, StoreError> {
+        self.begun.send(()).unwrap();
+        let _ = self.go.recv();
+        Ok(vec![1])
+    }
+}
+
+#[test]
+fn a_slow_search_keeps_no_reader_and_those_behind_it_end_with_the_pool() {
+    let (store, _dir) = store();
+    apply(&store, &[event(id(1, 1), 1, 1, 100, &[])], 10);
+    let ((begun, has_begun), (go, may_go)) = (flume::unbounded(), flume::unbounded());
+    store.set_search(Arc::new(Slow { begun, go: may_go }));
+    let readers = Readers::spawn(&store, 1, 8, WHOLE).unwrap();
+    let handle = readers.handle();
+    let (send, receive) = flume::unbounded();
+    let submit = |scan| {
+        let send = send.clone();
+        let deliver = Box::new(move |scan, chunk: Chunk| {
+            let _ = send.send((scan, chunk));
+        });
+        handle.try_submit(ReadJob { scan, deliver }).map_err(|_| "full").unwrap();
+        receive.recv_timeout(Duration::from_secs(10)).ok()
+    };
+    let plan =
+        |filter| Box::new(store.scan(Query { filters: vec![filter], limit_max: 10 }).unwrap());
+    let searching = || Filter { search: Some("x".into()), ..Filter::default() };
+    let mut priced = Vec::new();
+    for _ in 0..4 {
+        let (scan, chunk) = submit(plan(searching())).unwrap();
+        assert!(scan.is_to_search() && !chunk.done);
+        priced.push(scan);
+    }
+    for scan in priced {
+        let send = send.clone();
+        let deliver = Box::new(move |scan, chunk: Chunk| {
+            let _ = send.send((scan, chunk));
+        });
+        handle.try_submit(ReadJob { scan, deliver }).map_err(|_| "full").unwrap();
+    }
+    has_begun.recv_timeout(Duration::from_secs(10)).unwrap();
+    // One is under way, three wait, and who only reads does not.
+    let (_, chunk) = submit(plan(Filter::default())).unwrap();
+    assert_eq!(chunk.events.len(), 1);
+    let closing = std::thread::spawn(move || readers.close());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while handle.queued() > 1 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(go);
+    closing.join().unwrap();
+    assert!(has_begun.is_empty(), "the others were not made");
 }

@@ -116,7 +116,7 @@ fn record(directory: &Path, durability: &str) -> (Vec<u8>, u64, Vec<Burst>) {
         ("LOSE_UNSYNCED_DELAY_US", "2000".into()),
     ];
     let launch = disk.launch(&settings).set("store.durability", durability);
-    let launch = launch.set("store.keep_replaced", true);
+    let launch = launch.set("store.keep_replaced", durability == "interval");
     let server = launch.set("store.sync_interval_ms", 50).start();
     let ready = log_bytes();
     let mut raw = Raw::open(server.address());
