@@ -16,7 +16,7 @@ const BOMBERS: usize = 4;
 const BOMBS: usize = 110;
 /// Connections that are opened and pinged meanwhile, at least, one after the other; a shard that first works
 /// off all it has received opens one or two.
-const ROUNDS_MIN: usize = 10;
+const ROUNDS_MIN: usize = 5;
 
 /// Each of the messages is inflated and read, in turns; between these newcomers are served. None wants
 /// an answer, so nothing but the turns themselves lets the kernel have its own.
