@@ -13,7 +13,7 @@ use crate::nostr::{Event, EventView, TagRef};
 use crate::relay::ports::{Newest, Sequence};
 
 /// Bytes of records copied out before the transaction is dropped; one record may be larger.
-pub(super) const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// Entries examined before the transaction is dropped.
 pub(super) const CHUNK_ENTRIES: usize = 10_000;
@@ -59,22 +59,11 @@ impl Store {
             now,
             snapshot: None,
         };
-        let mut records = Vec::new();
-        let mut ends = Vec::new();
-        let mut visited = 0;
+        let mut records = CopiedOut::default();
         loop {
-            let more = walk.chunk(&*self.environment()?, &mut records, &mut ends)?;
-            let mut start = 0;
-            for end in ends.drain(..) {
-                let event = EventView::new(&records[start..end]).expect("copied from one");
-                start = end;
-                visited += 1;
-                if visit(event).is_break() {
-                    return Ok(visited);
-                }
-            }
-            if !more {
-                return Ok(visited);
+            let more = walk.chunk(&*self.environment()?, &mut records)?;
+            if records.show(&mut visit).is_break() || !more {
+                return Ok(records.shown);
             }
         }
     }
@@ -188,6 +177,44 @@ impl Store {
     }
 }
 
+/// Records copied out of a transaction, to be shown when it is gone.
+#[derive(Default)]
+pub(super) struct CopiedOut {
+    records: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+    /// How many have been shown.
+    pub shown: u64,
+}
+
+impl CopiedOut {
+    pub fn push(&mut self, event: EventView<'_>) {
+        self.records.extend_from_slice(event.record());
+        self.ends.push(self.records.len());
+    }
+
+    /// Whether the transaction should end.
+    pub fn is_full(&self) -> bool {
+        self.records.len() >= CHUNK_BYTES
+    }
+
+    /// Hands each to `visit` until it breaks; none is left.
+    pub fn show(
+        &mut self,
+        visit: &mut dyn FnMut(EventView<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut start = 0;
+        for end in self.ends.drain(..) {
+            let event = EventView::new(&self.records[start..end]).expect("copied from one");
+            start = end;
+            self.shown += 1;
+            visit(event)?;
+        }
+        self.records.clear();
+        ControlFlow::Continue(())
+    }
+}
+
 /// The part of the `time` table that is still to be walked.
 struct Walk {
     low: Bound<Suffix>,
@@ -202,10 +229,8 @@ impl Walk {
     fn chunk(
         &mut self,
         environment: &Environment,
-        records: &mut Vec<u8>,
-        ends: &mut Vec<usize>,
+        records: &mut CopiedOut,
     ) -> Result<bool, StoreError> {
-        records.clear();
         if is_empty(&self.low, &self.high) {
             return Ok(false);
         }
@@ -227,7 +252,7 @@ impl Walk {
             &mut forward
         };
         for (examined, entry) in entries.enumerate() {
-            if examined == CHUNK_ENTRIES || records.len() >= CHUNK_BYTES {
+            if examined == CHUNK_ENTRIES || records.is_full() {
                 return Ok(true);
             }
             let suffix = suffix_of(entry?.0)?.turned();
@@ -244,8 +269,7 @@ impl Walk {
                 event => event?,
             };
             if visible::is_visible(environment, &txn, event, self.now)? {
-                records.extend_from_slice(event.record());
-                ends.push(records.len());
+                records.push(event);
             }
         }
         Ok(false)

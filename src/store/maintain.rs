@@ -95,18 +95,7 @@ pub(super) fn erase(
     events: &[Sequence],
     erased: &mut dyn FnMut(Vec<Erased>),
 ) -> Result<(), StoreError> {
-    match erase_together(environment, events) {
-        Err(error) if error.is_map_full() && events.len() > 1 => {
-            let (first, rest) = events.split_at(events.len() / 2);
-            erase(environment, first, erased)?;
-            erase(environment, rest, erased)
-        }
-        Err(error) => Err(error),
-        Ok(part) => {
-            erased(part);
-            Ok(())
-        }
-    }
+    half_by_half(events, &|part| erase_together(environment, part), erased)
 }
 
 /// As [`erase`], of archived versions; `erased` is told how many.
@@ -115,11 +104,20 @@ pub(super) fn erase_archived(
     versions: &[Id],
     erased: &mut dyn FnMut(u64),
 ) -> Result<(), StoreError> {
-    match erase_archived_together(environment, versions) {
-        Err(error) if error.is_map_full() && versions.len() > 1 => {
-            let (first, rest) = versions.split_at(versions.len() / 2);
-            erase_archived(environment, first, erased)?;
-            erase_archived(environment, rest, erased)
+    half_by_half(versions, &|part| erase_archived_together(environment, part), erased)
+}
+
+/// See [`erase`].
+fn half_by_half<T, E>(
+    all: &[T],
+    together: &dyn Fn(&[T]) -> Result<E, StoreError>,
+    erased: &mut dyn FnMut(E),
+) -> Result<(), StoreError> {
+    match together(all) {
+        Err(error) if error.is_map_full() && all.len() > 1 => {
+            let (first, rest) = all.split_at(all.len() / 2);
+            half_by_half(first, together, erased)?;
+            half_by_half(rest, together, erased)
         }
         Err(error) => Err(error),
         Ok(part) => {

@@ -5,7 +5,7 @@ use std::ops::{Bound, ControlFlow};
 
 use super::environment::{ArchiveTables, Environment};
 use super::error::StoreError;
-use super::export::{CHUNK_BYTES, CHUNK_ENTRIES};
+use super::export::{CHUNK_ENTRIES, CopiedOut};
 use super::schema::{ARCHIVED, ArchiveKey, unseal};
 use super::{Store, visible};
 use crate::nostr::event::{Id, Pubkey};
@@ -51,28 +51,20 @@ impl Store {
         mut visit: impl FnMut(EventView<'_>) -> ControlFlow<()>,
     ) -> Result<u64, StoreError> {
         let mut walk = self.replaced(&[filter]);
-        let (mut records, mut ends, mut visited) = (Vec::new(), Vec::new(), 0);
+        let mut records = CopiedOut::default();
         while !walk.is_done() {
-            records.clear();
             walk.slice(self, CHUNK_ENTRIES, now, &mut |event| {
-                let room = records.len() < CHUNK_BYTES;
+                let room = !records.is_full();
                 if room {
-                    records.extend_from_slice(event.record());
-                    ends.push(records.len());
+                    records.push(event);
                 }
                 room
             })?;
-            let mut start = 0;
-            for end in ends.drain(..) {
-                let event = EventView::new(&records[start..end]).expect("copied from one");
-                start = end;
-                visited += 1;
-                if visit(event).is_break() {
-                    return Ok(visited);
-                }
+            if records.show(&mut visit).is_break() {
+                break;
             }
         }
-        Ok(visited)
+        Ok(records.shown)
     }
 }
 
